@@ -1,0 +1,47 @@
+"""Batchwell: what batch size and learning rate do to SGD on a nonconvex loss.
+
+Importing this package is cheap: each name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> module that holds it. The one face of the library; tests hold it to this.
+_HOME = {
+    "BatchwellError": "errors",
+    "Diffusion": "dynamics",
+    "Divergence": "errors",
+    "Domain": "domain",
+    "Estimate": "estimate",
+    "InputError": "errors",
+    "NOISES": "noise",
+    "RunError": "errors",
+    "SGD": "dynamics",
+    "StochasticLoss": "loss",
+    "additive": "loss",
+    "ball": "domain",
+    "box": "domain",
+    "diffusion": "dynamics",
+    "diffusion_approximation": "dynamics",
+    "finite_sum": "loss",
+    "half_space": "domain",
+    "noise_law": "noise",
+    "sampled": "loss",
+    "sublevel": "domain",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'batchwell' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,268 @@
+"""Ensembles: many copies of SGD or of a diffusion, side by side.
+
+What callers see is this page: `start`, `advance`, `positions`, `first_exits`. Which engine runs the
+steps is decided behind it. A path's random bits depend on (seed, stream, path index) alone, so
+results do not depend on how the paths are cut into chunks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._jax import jax, jnp
+from ..domain import Domain
+from ..dynamics import SGD, Process
+from ..errors import Divergence, InputError, require, whole
+from ..streams import path_states
+from . import xla
+
+__all__ = ["Ensemble", "FirstExits", "advance", "first_exits", "positions", "start"]
+
+# A compiled call lasts at most about this long, so that Ctrl-C is answered.
+CALL_SECONDS = 0.5
+DEFAULT_SUBSTEPS = 4
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """M paths at one moment.
+
+    Attributes
+    ----------
+    x
+        Positions (M, d).
+    rng
+        Generators (M, 4), uint32.
+    memory
+        What paths carry beside x (velocity, order of the data).
+    step
+        SGD steps taken so far.
+    paths
+        Path indices (M,), the keys of the random streams.
+    """
+
+    x: np.ndarray
+    rng: np.ndarray
+    memory: Any
+    step: int
+    paths: np.ndarray
+
+    def take(self, rows: ArrayLike) -> Ensemble:
+        """The ensemble of these rows only."""
+        keep = np.asarray(rows)
+        memory = jax.tree.map(lambda a: np.asarray(a)[keep], self.memory)
+        return replace(
+            self, x=self.x[keep], rng=self.rng[keep], memory=memory, paths=self.paths[keep]
+        )
+
+
+@dataclass(frozen=True)
+class FirstExits:
+    """First exits of M paths from a domain.
+
+    Attributes
+    ----------
+    steps
+        (M,) SGD steps until the exit, or until watching stopped (a multiple of
+        1/substeps for a diffusion).
+    observed
+        (M,) whether the exit was seen; False means censored at `horizon`.
+    points
+        (M, d) where the path was then.
+    horizon
+        Longest time watched, in SGD steps.
+    """
+
+    steps: np.ndarray
+    observed: np.ndarray
+    points: np.ndarray
+    horizon: int
+
+
+def dimension(process: Process) -> int:
+    """Dimension of the space that `process` moves in."""
+    return process.loss.dim if isinstance(process, SGD) else process.dim
+
+
+def start(
+    process: Process,
+    x0: ArrayLike,
+    paths: int | Sequence[int] | np.ndarray,
+    seed: int,
+    stream: str = "paths",
+    substeps: int = DEFAULT_SUBSTEPS,
+) -> Ensemble:
+    """Paths at step 0.
+
+    Parameters
+    ----------
+    x0
+        One start (d,) for all, or one per path (M, d).
+    paths
+        How many paths (then their indices are 0 ... M-1), or the indices themselves.
+    seed, stream
+        Root seed and stream name.
+
+    Raises
+    ------
+    InputError
+        Wrong shapes, or a start that is not finite.
+    """
+    index = np.arange(whole("paths", paths)) if np.ndim(paths) == 0 else np.asarray(paths)
+    x = _starts(x0, index.size, dimension(process))
+    memory = xla.memory_maker(process, substeps)(x)
+    return Ensemble(x, path_states(seed, stream, index), memory, 0, index)
+
+
+def _starts(x0: ArrayLike, count: int, dim: int) -> np.ndarray:
+    x = np.asarray(x0, dtype=np.float64)
+    if x.shape == (dim,):
+        x = np.broadcast_to(x, (count, dim))
+    require(x.shape == (count, dim), "x0", x.shape, f"must have shape ({dim},) or ({count}, {dim})")
+    require(bool(np.all(np.isfinite(x))), "x0", x0, "must be finite")
+    return np.array(x)
+
+
+def advance(
+    process: Process,
+    ensemble: Ensemble,
+    steps: int,
+    substeps: int = DEFAULT_SUBSTEPS,
+    progress: Progress | None = None,
+) -> Ensemble:
+    """`ensemble` after `steps` more SGD steps of `process`.
+
+    The process may differ from the one that `ensemble` was started with (a larger batch, say)
+    as long as both carry the same memory.
+
+    Raises
+    ------
+    Divergence
+        A path left the finite numbers: says which path and by which step.
+    """
+    steps = whole("steps", steps, 0)
+    run = xla.advancer(process, substeps)
+    per = xla.compiled_step(process, substeps).per_sgd_step
+    x, memory, rng = ensemble.x, ensemble.memory, ensemble.rng
+    for done, count in _blocks(steps):
+        k = (ensemble.step + done) * per
+        x, memory, rng = run(k, count * per, x, memory, rng)
+        x = np.asarray(x)
+        _check_finite(x, ensemble.paths, ensemble.step + done + count)
+        if progress is not None:
+            progress(done + count, steps)
+    return replace(
+        ensemble, x=np.asarray(x), rng=np.asarray(rng), memory=memory, step=ensemble.step + steps
+    )
+
+
+def positions(
+    process: Process,
+    x0: ArrayLike,
+    at: Sequence[int],
+    paths: int,
+    seed: int,
+    stream: str = "paths",
+    substeps: int = DEFAULT_SUBSTEPS,
+) -> np.ndarray:
+    """Positions of `paths` paths at the SGD steps `at`: shape (len(at), paths, d).
+
+    Examples
+    --------
+    >>> from batchwell import SGD, additive
+    >>> sgd = SGD(additive(lambda x: x @ x / 2), learning_rate=0.1)
+    >>> positions(sgd, [1.0], at=[0, 10], paths=3, seed=1).shape
+    (2, 3, 1)
+    """
+    times = [whole("at", t, 0) for t in at]
+    require(times == sorted(times), "at", at, "must not decrease")
+    state = start(process, x0, paths, seed, stream, substeps)
+    out = []
+    for t in times:
+        state = advance(process, state, t - state.step, substeps)
+        out.append(state.x)
+    return np.stack(out)
+
+
+def first_exits(
+    process: Process,
+    x0: ArrayLike,
+    domain: Domain,
+    horizon: int,
+    paths: int | Sequence[int] | np.ndarray,
+    seed: int,
+    stream: str = "exits",
+    substeps: int = DEFAULT_SUBSTEPS,
+    progress: Progress | None = None,
+) -> FirstExits:
+    """First exits from a domain with a level function, tested after every step.
+
+    Paths still inside at `horizon` SGD steps come back with ``observed`` False; none is
+    dropped.
+
+    Raises
+    ------
+    InputError
+        A basin (needs quenches: `exits.basin_exits`), or a start outside the domain.
+    Divergence
+        A path left the finite numbers: says which path and at which step.
+    """
+    horizon = whole("horizon", horizon)
+    if domain.needs_quench:
+        raise InputError("domain", domain.name, "must have a level function here")
+    state = start(process, x0, paths, seed, stream, substeps)
+    inside = domain.contains(state.x)
+    require(bool(inside.all()), "x0", state.x[~inside][:1], f"must lie inside the {domain.name}")
+    per = xla.compiled_step(process, substeps).per_sgd_step
+    run = xla.exit_finder(process, substeps, domain)
+    left_at = np.zeros(len(state.paths), dtype=np.int64)
+    points = state.x.copy()
+    alive = np.arange(len(state.paths))
+    left = np.zeros(len(alive), dtype=np.int64)
+    for done, count in _blocks(horizon):
+        x, memory, rng, left = run(done * per, count * per, state.x, state.memory, state.rng, left)
+        left, x = np.asarray(left), np.asarray(x)
+        _check_finite(x, state.paths, done + count)
+        left_at[alive], points[alive] = left, x
+        state = replace(state, x=x, memory=memory, rng=np.asarray(rng))
+        if progress is not None:
+            progress(done + count, horizon)
+        gone = left > 0
+        if gone.all():
+            break
+        # Every new number of paths is compiled anew: drop the finished only by halves.
+        if 2 * gone.sum() >= len(alive):
+            state, alive, left = state.take(~gone), alive[~gone], left[~gone]
+    observed = left_at > 0
+    return FirstExits(np.where(observed, left_at / per, horizon), observed, points, horizon)
+
+
+def _blocks(total: int) -> Any:
+    """(done, count) blocks that grow or shrink so that each lasts about CALL_SECONDS."""
+    done, count = 0, 8
+    while done < total:
+        count = min(count, total - done)
+        clock = time.perf_counter()
+        yield done, count
+        spent = time.perf_counter() - clock
+        done += count
+        if spent < CALL_SECONDS / 2:
+            count = count * 4 if spent < CALL_SECONDS / 8 else count * 2
+        elif spent > CALL_SECONDS and count > 1:
+            count = count // 2
+
+
+def _check_finite(x: np.ndarray, paths: np.ndarray, step: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    if bad.size:
+        raise Divergence(
+            f"diverged: path {int(paths[bad[0]])} ({bad.size} of {len(x)}) is not finite by step "
+            f"{step}; lower the learning rate or raise the batch size"
+        )

@@ -1,0 +1,69 @@
+"""The XLA engine: `Step`s mapped over paths and looped over time by `jax.lax`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from .._jax import jax, jnp
+from ..domain import Domain
+from ..dynamics import Process
+from .step import Step, step_of
+
+Array = Any
+
+
+@lru_cache(maxsize=256)
+def compiled_step(process: Process, substeps: int) -> Step:
+    """`step_of`, remembered so that compiled loops are found again."""
+    return step_of(process, substeps)
+
+
+@lru_cache(maxsize=256)
+def memory_maker(process: Process, substeps: int) -> Callable[[Array], Any]:
+    """Compiled ``(M, d) -> memory`` of M paths at step 0."""
+    return jax.jit(jax.vmap(compiled_step(process, substeps).memory))
+
+
+@lru_cache(maxsize=256)
+def advancer(process: Process, substeps: int) -> Callable[..., Any]:
+    """Compiled ``(k, steps, x, memory, rng) -> (x, memory, rng)`` over all paths."""
+    many = jax.vmap(compiled_step(process, substeps).advance, in_axes=(None, 0, 0, 0))
+
+    @jax.jit
+    def run(k: Array, steps: Array, x: Array, memory: Any, rng: Array) -> Any:
+        return jax.lax.fori_loop(
+            k, k + steps, lambda i, state: many(i, *state), (x, memory, rng)
+        )
+
+    return run
+
+
+@lru_cache(maxsize=64)
+def exit_finder(process: Process, substeps: int, domain: Domain) -> Callable[..., Any]:
+    """Compiled search for first exits: paths that have left stay where they left.
+
+    ``(k, steps, x, memory, rng, left)``, `left` (M,) the step of the exit or 0, to
+    the same after `steps` more steps.
+    """
+    step = compiled_step(process, substeps)
+    level = domain.level
+    assert level is not None
+
+    def one(k: Array, x: Array, memory: Any, rng: Array, left: Array) -> Any:
+        y, new_memory, new_rng = step.advance(k, x, memory, rng)
+        y = jnp.where(left > 0, x, y)
+        # A NaN level counts as outside, so that divergence surfaces as an exit to nowhere.
+        out = jnp.logical_not(level(y) < 0)
+        return y, new_memory, new_rng, jnp.where((left == 0) & out, k + 1, left)
+
+    many = jax.vmap(one, in_axes=(None, 0, 0, 0, 0))
+
+    @jax.jit
+    def run(k: Array, steps: Array, x: Array, memory: Any, rng: Array, left: Array) -> Any:
+        return jax.lax.fori_loop(
+            k, k + steps, lambda i, state: many(i, *state), (x, memory, rng, left)
+        )
+
+    return run

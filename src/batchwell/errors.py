@@ -1,0 +1,105 @@
+"""Errors that a user meets: one line naming the key, the value and what is allowed.
+
+The command line turns them into exit codes: `InputError` into 2, `RunError` into 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+class BatchwellError(Exception):
+    """Base of every error raised on purpose; its text is one line fit for a user."""
+
+    exit_code = 1
+
+
+class InputError(BatchwellError, ValueError):
+    """Refused input: ``key = value: allowed``.
+
+    Parameters
+    ----------
+    key
+        Name of the argument or setting as the user wrote it.
+    value
+        What was given.
+    allowed
+        What would have been accepted, in plain words.
+
+    Examples
+    --------
+    >>> raise InputError("learning_rate", -1, "must be a positive finite number")
+    Traceback (most recent call last):
+    ...
+    batchwell.errors.InputError: learning_rate = -1: must be a positive finite number
+    """
+
+    exit_code = 2
+
+    def __init__(self, key: str, value: Any, allowed: str) -> None:
+        self.key, self.value, self.allowed = key, value, allowed
+        super().__init__(f"{key} = {_short(value)}: {allowed}")
+
+
+class RunError(BatchwellError, RuntimeError):
+    """Something went wrong while running; what was finished before it is kept."""
+
+
+class Divergence(RunError):
+    """A path or a descent left the finite numbers; says where."""
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = " ".join(str(value).split()) if not isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def require(condition: bool, key: str, value: Any, allowed: str) -> None:
+    """Raise `InputError` unless `condition` holds."""
+    if not condition:
+        raise InputError(key, value, allowed)
+
+
+def positive(key: str, value: Any) -> float:
+    """`value` as a positive finite float, or `InputError`.
+
+    >>> positive("learning_rate", 0.5)
+    0.5
+    """
+    number = finite(key, value, "must be a positive finite number")
+    require(number > 0, key, value, "must be a positive finite number")
+    return number
+
+
+def finite(key: str, value: Any, allowed: str = "must be a finite number") -> float:
+    """`value` as a finite float, or `InputError`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InputError(key, value, allowed) from None
+    require(
+        not isinstance(value, bool) and abs(number) < float("inf"), key, value, allowed
+    )
+    return number
+
+
+def whole(key: str, value: Any, at_least: int = 1) -> int:
+    """`value` as an integer not below `at_least`, or `InputError`.
+
+    >>> whole("batch_size", 8)
+    8
+    """
+    allowed = f"must be a whole number, at least {at_least}"
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InputError(key, value, allowed)
+    number = int(value.__index__())
+    require(number >= at_least, key, value, allowed)
+    return number
+
+
+def one_of(key: str, value: Any, choices: Iterable[str]) -> str:
+    """`value` if it is one of `choices`, or `InputError` listing them."""
+    names = list(choices)
+    require(value in names, key, value, "must be one of " + ", ".join(names))
+    return str(value)

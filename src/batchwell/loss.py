@@ -1,0 +1,333 @@
+"""`StochasticLoss`: a loss of one example, and everything the theory needs of its mean.
+
+A user writes ``loss(x, z)``, the scalar loss of ONE example z at parameters x, once in
+jax.numpy. Gradients, Hessians, covariances and cumulants come from it by automatic
+differentiation. Two constructors: `finite_sum` for a data set, `sampled` (and its short
+form `additive`) for examples drawn from a noise law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ._jax import jax, jnp
+from .errors import InputError, require, whole
+from .noise import Noise, noise_law, product_rule
+
+Array = Any
+LossFunction = Callable[[Array, Any], Array]
+
+
+@dataclass(frozen=True, eq=False)
+class StochasticLoss:
+    """The random loss f(x; z) whose mean F SGD descends.
+
+    Build it with `finite_sum`, `sampled` or `additive`.
+
+    Attributes
+    ----------
+    function
+        ``loss(x, z)``: scalar loss of one example.
+    dim
+        Dimension d of x; parameters are flat vectors of shape (d,).
+    nodes
+        The data (finite sum) or the nodes of the noise's rule: a pytree of arrays
+        whose first axis has length m.
+    weights
+        Shape (m,), summing to 1: ``F(x) = sum_i weights[i] loss(x, nodes[i])``.
+    noise, noise_dim
+        The noise law and the number of its independent copies in z; None for data.
+    """
+
+    function: LossFunction = field(repr=False)
+    dim: int
+    nodes: Any = field(repr=False)
+    weights: Array = field(repr=False)
+    noise: Noise | None = None
+    noise_dim: int = 0
+    closed_mean: Callable[[Array], Array] | None = field(default=None, repr=False)
+    closed_factor: Callable[[Array], Array] | None = field(default=None, repr=False)
+    name: str = "loss"
+
+    @property
+    def n(self) -> int | None:
+        """Number of examples of a finite sum, None for a sampled loss."""
+        return None if self.noise is not None else int(self.weights.shape[0])
+
+    @property
+    def size(self) -> int:
+        """Number of nodes that carry the expectation."""
+        return int(self.weights.shape[0])
+
+    def losses(self, x: Array) -> Array:
+        """Loss of every node at x (d,): shape (m,)."""
+        return jax.vmap(self.function, in_axes=(None, 0))(x, self.nodes)
+
+    def mean(self, x: Array) -> Array:
+        """F(x) at x (d,): scalar."""
+        if self.closed_mean is not None:
+            return self.closed_mean(x)
+        return jnp.dot(self.weights, self.losses(x))
+
+    def gradient(self, x: Array) -> Array:
+        """grad F(x) at x (d,): shape (d,)."""
+        return jax.grad(self.mean)(x)
+
+    def hessian(self, x: Array) -> Array:
+        """Hessian of F at x (d,): shape (d, d)."""
+        return jax.hessian(self.mean)(x)
+
+    def hessian_vector(self, x: Array, v: Array) -> Array:
+        """Hessian of F at x times v, both (d,): shape (d,); no matrix is formed."""
+        return jax.jvp(self.gradient, (x,), (v,))[1]
+
+    def example_gradient(self, x: Array, z: Any) -> Array:
+        """Gradient of the loss of one example z at x (d,): shape (d,)."""
+        return jax.grad(self.function)(x, z)
+
+    def example_gradients(self, x: Array) -> Array:
+        """Gradients of all nodes at x (d,): shape (m, d)."""
+        return jax.vmap(jax.grad(self.function), in_axes=(None, 0))(x, self.nodes)
+
+    def factor(self, x: Array) -> Array:
+        """A matrix s (d, m) with s s^T = Sigma(x): weighted centred example gradients."""
+        if self.closed_factor is not None:
+            return self.closed_factor(x)
+        g = self.example_gradients(x)
+        return (jnp.sqrt(self.weights)[:, None] * (g - self.weights @ g)).T
+
+    def factor_vector(self, x: Array, xi: Array) -> Array:
+        """``factor(x) @ xi`` for xi (m,) by ONE weighted gradient: no (d, m) matrix.
+
+        With centred gradients c_i = g_i - grad F, sum_i sqrt(w_i) xi_i c_i equals
+        sum_i v_i g_i with v_i = sqrt(w_i) xi_i - w_i sum_j sqrt(w_j) xi_j.
+        """
+        if self.closed_factor is not None:
+            return self.closed_factor(x) @ xi
+        scaled = jnp.sqrt(self.weights) * xi
+        v = scaled - self.weights * jnp.sum(scaled)
+        return jax.grad(lambda y: jnp.dot(v, self.losses(y)))(x)
+
+    @property
+    def factor_dim(self) -> int:
+        """Number of columns of `factor`."""
+        return self.size if self.closed_factor is None else self.noise_dim
+
+    def covariance(self, x: Array) -> Array:
+        """Sigma(x): covariance of ONE example's gradient at x (d,): shape (d, d)."""
+        s = self.factor(x)
+        return s @ s.T
+
+    def third_cumulant(self, x: Array) -> Array:
+        """Third cumulant tensor of one example's gradient at x (d,): shape (d, d, d)."""
+        g = self.example_gradients(x)
+        c = g - self.weights @ g
+        return jnp.einsum("m,mi,mj,mk->ijk", self.weights, c, c, c)
+
+
+def finite_sum(function: LossFunction, data: Any, dim: int, name: str = "loss") -> StochasticLoss:
+    """The loss whose mean over a data set SGD descends.
+
+    Parameters
+    ----------
+    function
+        ``loss(x, z)``: scalar loss of one example at x (dim,), in jax.numpy.
+    data
+        A pytree of arrays (one array, a tuple, a dict) with the examples along
+        their first axes; z is the same pytree without that axis.
+    dim
+        Dimension of x.
+
+    Raises
+    ------
+    InputError
+        Empty data, arrays of unequal length, a value that is not finite, or a `function` that
+        does not return a scalar float.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> data = (np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]]), np.array([1.0, -1.0, 2.0]))
+    >>> ls = finite_sum(lambda x, z: 0.5 * (z[0] @ x - z[1]) ** 2, data, dim=2)
+    >>> ls.n, float(ls.mean(np.ones(2)))
+    (3, 1.5)
+    """
+    dim = whole("dim", dim)
+    arrays = jax.tree.map(lambda a: np.asarray(a), data)
+    leaves = jax.tree.leaves(arrays)
+    require(bool(leaves), "data", data, "must hold at least one array")
+    lengths = {a.shape[0] if a.ndim else -1 for a in leaves}
+    require(len(lengths) == 1 and -1 not in lengths, "data", sorted(lengths),
+            "all arrays need the same first axis, one row per example")
+    n = lengths.pop()
+    require(n >= 1, "data", f"{n} examples", "must hold at least one example")
+    for leaf in leaves:
+        _check_values(leaf)
+    nodes = jax.tree.map(_device_array, arrays)
+    loss = StochasticLoss(function, dim, nodes, jnp.full(n, 1.0 / n), name=name)
+    _check_scalar(loss)
+    return loss
+
+
+def sampled(
+    function: LossFunction,
+    law: str | Noise,
+    dim: int,
+    noise_dim: int = 1,
+    mean: Callable[[Array], Array] | None = None,
+    name: str = "loss",
+) -> StochasticLoss:
+    """A loss whose examples z, shape (noise_dim,), have independent entries from `law`.
+
+    Expectations use the law's rule (`noise.product_rule`), exact for the stated degree
+    in z. A closed form of F may be given as `mean`; it is checked against the rule.
+
+    Raises
+    ------
+    InputError
+        Unknown law, a `function` that is not scalar, or a `mean` that disagrees.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> loss = sampled(lambda x, z: (1 + 0.8 * z[0]) * x @ x / 2 + z[1] * x[0],
+    ...                "gaussian", dim=1, noise_dim=2)
+    >>> float(loss.covariance(np.array([1.0]))[0, 0].round(12))
+    1.64
+    """
+    dim, noise_dim = whole("dim", dim), whole("noise_dim", noise_dim)
+    law = noise_law(law)
+    rule = product_rule(law, noise_dim)
+    loss = StochasticLoss(
+        function, dim, jnp.asarray(rule.nodes), jnp.asarray(rule.weights), law, noise_dim,
+        closed_mean=mean, name=name,
+    )
+    _check_scalar(loss)
+    if mean is not None:
+        _check_mean(loss, mean)
+    return loss
+
+
+def additive(
+    potential: Callable[[Array], Array],
+    law: str | Noise = "gaussian",
+    dim: int = 1,
+    scale: ArrayLike = 1.0,
+    name: str = "loss",
+) -> StochasticLoss:
+    """F = `potential` with gradient noise that does not depend on x: g = grad F + scale xi.
+
+    Parameters
+    ----------
+    potential
+        ``F(x)``, scalar, in jax.numpy.
+    law
+        Law of the independent entries of xi (mean 0, variance 1).
+    scale
+        A number, or a matrix (dim, k): Sigma = scale scale^T.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> well = additive(lambda x: (x[0] ** 2 - 1) ** 2 / 4, "rademacher", scale=0.7)
+    >>> round(float(well.covariance(np.zeros(1))[0, 0]), 12)
+    0.49
+    """
+    dim = whole("dim", dim)
+    matrix = np.asarray(scale, dtype=np.float64)
+    require(bool(np.all(np.isfinite(matrix))), "scale", scale, "must be finite")
+    if matrix.ndim == 0:
+        matrix = matrix * np.eye(dim)
+    require(matrix.ndim == 2 and matrix.shape[0] == dim, "scale", matrix.shape,
+            f"must be a number or a matrix with {dim} rows")
+    fixed = jnp.asarray(matrix)
+    law = noise_law(law)
+    rule = product_rule(law, matrix.shape[1])
+    loss = StochasticLoss(
+        lambda x, z: potential(x) + jnp.dot(x, fixed @ z),
+        dim, jnp.asarray(rule.nodes), jnp.asarray(rule.weights), law, matrix.shape[1],
+        closed_mean=potential, closed_factor=lambda x: fixed, name=name,
+    )
+    _check_scalar(loss)
+    return loss
+
+
+def check_at(loss: StochasticLoss, x: ArrayLike, key: str = "loss") -> None:
+    """Refuse a loss that is random, not finite or not differentiable at and around x (d,).
+
+    The loss is evaluated twice at the same point (hidden randomness shows as a difference), and
+    its derivative along a fixed direction is compared with central differences at nearby points.
+
+    Raises
+    ------
+    InputError
+        Naming what was found and where.
+    """
+    point = jnp.asarray(x, dtype=jnp.float64)
+    require(point.shape == (loss.dim,), "x", point.shape, f"must have shape ({loss.dim},)")
+    first, second = np.asarray(loss.losses(point)), np.asarray(loss.losses(point))
+    require(bool(np.array_equal(first, second, equal_nan=True)), key, "two calls, two values",
+            "must not use hidden randomness: let it depend on x and z alone")
+    require(bool(np.all(np.isfinite(first))), key, f"not finite at x = {np.asarray(x)}",
+            "must be finite where it is used")
+    _check_derivative(loss, point, key)
+
+
+def _check_derivative(loss: StochasticLoss, x: Array, key: str) -> None:
+    rng = np.random.Generator(np.random.Philox(20170522))
+    scale = 1.0 + float(np.max(np.abs(np.asarray(x))))
+    mean, gradient = jax.jit(loss.mean), jax.jit(loss.gradient)
+    for shift in (0.0, 0.01, 0.1):
+        y = x + shift * jnp.asarray(rng.standard_normal(loss.dim))
+        u = jnp.asarray(rng.standard_normal(loss.dim))
+        u, h = u / jnp.linalg.norm(u), 1e-6 * scale
+        slope = float(jnp.dot(gradient(y), u))
+        up, down, here = (float(mean(y + s * u)) for s in (h, -h, 0.0))
+        rounding = 1e-15 * max(abs(up), abs(down)) / h
+        tolerance = 1e-4 * max(1.0, abs(slope)) + 10 * rounding
+        sides = abs((up - here) / h - slope) + abs((here - down) / h - slope)
+        smooth = np.isfinite(slope) and sides <= 20 * tolerance
+        require(bool(smooth), key, f"derivative {slope:.6g}, differences "
+                f"{(up - here) / h:.6g} and {(here - down) / h:.6g}",
+                "must be differentiable where it is used (no rounding, no jumps)")
+
+
+def _check_values(leaf: np.ndarray) -> None:
+    if leaf.dtype.kind not in "biuf":
+        raise InputError("data", f"values of type {leaf.dtype}", "must be numbers")
+    bad = np.argwhere(~np.isfinite(leaf)) if leaf.dtype.kind == "f" else np.empty((0, 1))
+    if len(bad):
+        where = tuple(int(i) for i in bad[0])
+        raise InputError(f"data{list(where)}", leaf[where], "must be finite (no NaN, no infinity)")
+
+
+def _device_array(leaf: np.ndarray) -> Array:
+    return jnp.asarray(leaf, dtype=jnp.float64 if leaf.dtype.kind == "f" else None)
+
+
+def _check_scalar(loss: StochasticLoss) -> None:
+    example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), loss.nodes)
+    x = jax.ShapeDtypeStruct((loss.dim,), jnp.float64)
+    try:
+        out = jax.eval_shape(loss.function, x, example)
+    except Exception as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError("loss", text, f"must accept x of shape ({loss.dim},) and one example "
+                         "in jax.numpy, without Python branches on values") from error
+    shape = getattr(out, "shape", None)
+    floating = shape == () and jnp.issubdtype(out.dtype, jnp.floating)
+    require(floating, "loss", f"returns {out}", "must return one real number for one example")
+
+
+def _check_mean(loss: StochasticLoss, mean: Callable[[Array], Array]) -> None:
+    rng = np.random.Generator(np.random.Philox(1705))
+    for _ in range(3):
+        x = jnp.asarray(rng.standard_normal(loss.dim))
+        want, got = float(jnp.dot(loss.weights, loss.losses(x))), float(mean(x))
+        require(abs(want - got) <= 1e-8 * max(1.0, abs(want)), "mean", got,
+                f"must equal the loss averaged over the noise, {want:.9g} at x = {np.asarray(x)}")
