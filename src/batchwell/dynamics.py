@@ -69,14 +69,26 @@ class SGD:
         if self.sampling == "with_replacement":
             return
         n = self.loss.n
-        require(n is not None, "sampling", self.sampling,
-                "a sampled loss has no data set: only with_replacement")
+        require(
+            n is not None,
+            "sampling",
+            self.sampling,
+            "a sampled loss has no data set: only with_replacement",
+        )
         assert n is not None
-        require(self.batch_size <= n, "batch_size", self.batch_size,
-                f"must not exceed the {n} examples without replacement")
+        require(
+            self.batch_size <= n,
+            "batch_size",
+            self.batch_size,
+            f"must not exceed the {n} examples without replacement",
+        )
         if self.sampling == "reshuffle":
-            require(n % self.batch_size == 0, "batch_size", self.batch_size,
-                    f"must divide the {n} examples when epochs are reshuffled")
+            require(
+                n % self.batch_size == 0,
+                "batch_size",
+                self.batch_size,
+                f"must divide the {n} examples when epochs are reshuffled",
+            )
 
     @property
     def batch_factor(self) -> float:
@@ -88,8 +100,12 @@ class SGD:
         if self.sampling == "with_replacement":
             return 1.0 / self.batch_size
         if self.sampling == "reshuffle":
-            raise InputError("sampling", "reshuffle", "has no one-step noise covariance: steps of "
-                             "an epoch are dependent; use with_replacement or without_replacement")
+            raise InputError(
+                "sampling",
+                "reshuffle",
+                "has no one-step noise covariance: steps of "
+                "an epoch are dependent; use with_replacement or without_replacement",
+            )
         n, b = self.loss.n, self.batch_size
         assert n is not None
         return 0.0 if n == 1 else (n - b) / ((n - 1) * b)
@@ -169,8 +185,12 @@ def diffusion(
     --------
     >>> import jax.numpy as jnp
     >>> maier_stein = diffusion(
-    ...     lambda x: jnp.array([x[0] - x[0]**3 - 10*x[0]*x[1]**2, -(1 + x[0]**2)*x[1]]),
-    ...     lambda x: 0.3 * jnp.eye(2), dim=2)
+    ...     lambda x: jnp.array(
+    ...         [x[0] - x[0] ** 3 - 10 * x[0] * x[1] ** 2, -(1 + x[0] ** 2) * x[1]]
+    ...     ),
+    ...     lambda x: 0.3 * jnp.eye(2),
+    ...     dim=2,
+    ... )
     >>> maier_stein.noise_dim
     2
     """
@@ -178,11 +198,19 @@ def diffusion(
     x = jax.ShapeDtypeStruct((dim,), jnp.float64)
     b, s = jax.eval_shape(drift, x), jax.eval_shape(factor, x)
     require(b.shape == (dim,), "drift", b.shape, f"must return shape ({dim},)")
-    require(len(s.shape) == 2 and s.shape[0] == dim, "factor", s.shape,
-            f"must return a matrix with {dim} rows")
+    require(
+        len(s.shape) == 2 and s.shape[0] == dim,
+        "factor",
+        s.shape,
+        f"must return a matrix with {dim} rows",
+    )
     return Diffusion(
-        dim, drift, lambda x: factor(x) @ factor(x).T, lambda x, xi: factor(x) @ xi,
-        s.shape[1], learning_rate,
+        dim,
+        drift,
+        lambda x: factor(x) @ factor(x).T,
+        lambda x, xi: factor(x) @ xi,
+        s.shape[1],
+        learning_rate,
     )
 
 
@@ -209,10 +237,18 @@ def diffusion_approximation(sgd: SGD, order: int = 1) -> Diffusion:
     """
     require(order in (1, 2), "order", order, "must be 1 or 2")
     if sgd.sampling == "reshuffle":
-        raise InputError("sampling", "reshuffle", "has no diffusion at temperature eta/B: "
-                         "the noise of an epoch almost cancels (variance O(eta^3))")
-    require(order == 1 or sgd.momentum == 0, "momentum", sgd.momentum,
-            "must be 0 for the diffusion of order 2")
+        raise InputError(
+            "sampling",
+            "reshuffle",
+            "has no diffusion at temperature eta/B: "
+            "the noise of an epoch almost cancels (variance O(eta^3))",
+        )
+    require(
+        order == 1 or sgd.momentum == 0,
+        "momentum",
+        sgd.momentum,
+        "must be 0 for the diffusion of order 2",
+    )
     loss, eta, eps = sgd.loss, sgd.learning_rate, sgd.temperature
     gain = 1.0 / (1.0 - sgd.momentum)
 

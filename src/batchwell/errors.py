@@ -78,9 +78,7 @@ def finite(key: str, value: Any, allowed: str = "must be a finite number") -> fl
         number = float(value)
     except (TypeError, ValueError):
         raise InputError(key, value, allowed) from None
-    require(
-        not isinstance(value, bool) and abs(number) < float("inf"), key, value, allowed
-    )
+    require(not isinstance(value, bool) and abs(number) < float("inf"), key, value, allowed)
     return number
 
 

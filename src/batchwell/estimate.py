@@ -247,9 +247,7 @@ def share(successes: int, n: int, level: float = LEVEL) -> Estimate:
     )
 
 
-def batch_means(
-    series: ArrayLike, unit: str, batches: int = 32, level: float = LEVEL
-) -> Estimate:
+def batch_means(series: ArrayLike, unit: str, batches: int = 32, level: float = LEVEL) -> Estimate:
     """Mean of a stationary correlated series by the method of batch means.
 
     The series is cut into `batches` equal stretches (a remainder at its start is dropped);

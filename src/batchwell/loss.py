@@ -162,8 +162,12 @@ def finite_sum(function: LossFunction, data: Any, dim: int, name: str = "loss") 
     leaves = jax.tree.leaves(arrays)
     require(bool(leaves), "data", data, "must hold at least one array")
     lengths = {a.shape[0] if a.ndim else -1 for a in leaves}
-    require(len(lengths) == 1 and -1 not in lengths, "data", sorted(lengths),
-            "all arrays need the same first axis, one row per example")
+    require(
+        len(lengths) == 1 and -1 not in lengths,
+        "data",
+        sorted(lengths),
+        "all arrays need the same first axis, one row per example",
+    )
     n = lengths.pop()
     require(n >= 1, "data", f"{n} examples", "must hold at least one example")
     for leaf in leaves:
@@ -195,8 +199,9 @@ def sampled(
     Examples
     --------
     >>> import numpy as np
-    >>> loss = sampled(lambda x, z: (1 + 0.8 * z[0]) * x @ x / 2 + z[1] * x[0],
-    ...                "gaussian", dim=1, noise_dim=2)
+    >>> loss = sampled(
+    ...     lambda x, z: (1 + 0.8 * z[0]) * x @ x / 2 + z[1] * x[0], "gaussian", dim=1, noise_dim=2
+    ... )
     >>> float(loss.covariance(np.array([1.0]))[0, 0].round(12))
     1.64
     """
@@ -204,8 +209,14 @@ def sampled(
     law = noise_law(law)
     rule = product_rule(law, noise_dim)
     loss = StochasticLoss(
-        function, dim, jnp.asarray(rule.nodes), jnp.asarray(rule.weights), law, noise_dim,
-        closed_mean=mean, name=name,
+        function,
+        dim,
+        jnp.asarray(rule.nodes),
+        jnp.asarray(rule.weights),
+        law,
+        noise_dim,
+        closed_mean=mean,
+        name=name,
     )
     _check_scalar(loss)
     if mean is not None:
@@ -243,15 +254,25 @@ def additive(
     require(bool(np.all(np.isfinite(matrix))), "scale", scale, "must be finite")
     if matrix.ndim == 0:
         matrix = matrix * np.eye(dim)
-    require(matrix.ndim == 2 and matrix.shape[0] == dim, "scale", matrix.shape,
-            f"must be a number or a matrix with {dim} rows")
+    require(
+        matrix.ndim == 2 and matrix.shape[0] == dim,
+        "scale",
+        matrix.shape,
+        f"must be a number or a matrix with {dim} rows",
+    )
     fixed = jnp.asarray(matrix)
     law = noise_law(law)
     rule = product_rule(law, matrix.shape[1])
     loss = StochasticLoss(
         lambda x, z: potential(x) + jnp.dot(x, fixed @ z),
-        dim, jnp.asarray(rule.nodes), jnp.asarray(rule.weights), law, matrix.shape[1],
-        closed_mean=potential, closed_factor=lambda x: fixed, name=name,
+        dim,
+        jnp.asarray(rule.nodes),
+        jnp.asarray(rule.weights),
+        law,
+        matrix.shape[1],
+        closed_mean=potential,
+        closed_factor=lambda x: fixed,
+        name=name,
     )
     _check_scalar(loss)
     return loss
@@ -271,10 +292,18 @@ def check_at(loss: StochasticLoss, x: ArrayLike, key: str = "loss") -> None:
     point = jnp.asarray(x, dtype=jnp.float64)
     require(point.shape == (loss.dim,), "x", point.shape, f"must have shape ({loss.dim},)")
     first, second = np.asarray(loss.losses(point)), np.asarray(loss.losses(point))
-    require(bool(np.array_equal(first, second, equal_nan=True)), key, "two calls, two values",
-            "must not use hidden randomness: let it depend on x and z alone")
-    require(bool(np.all(np.isfinite(first))), key, f"not finite at x = {np.asarray(x)}",
-            "must be finite where it is used")
+    require(
+        bool(np.array_equal(first, second, equal_nan=True)),
+        key,
+        "two calls, two values",
+        "must not use hidden randomness: let it depend on x and z alone",
+    )
+    require(
+        bool(np.all(np.isfinite(first))),
+        key,
+        f"not finite at x = {np.asarray(x)}",
+        "must be finite where it is used",
+    )
     _check_derivative(loss, point, key)
 
 
@@ -292,9 +321,13 @@ def _check_derivative(loss: StochasticLoss, x: Array, key: str) -> None:
         tolerance = 1e-4 * max(1.0, abs(slope)) + 10 * rounding
         sides = abs((up - here) / h - slope) + abs((here - down) / h - slope)
         smooth = np.isfinite(slope) and sides <= 20 * tolerance
-        require(bool(smooth), key, f"derivative {slope:.6g}, differences "
-                f"{(up - here) / h:.6g} and {(here - down) / h:.6g}",
-                "must be differentiable where it is used (no rounding, no jumps)")
+        require(
+            bool(smooth),
+            key,
+            f"derivative {slope:.6g}, differences "
+            f"{(up - here) / h:.6g} and {(here - down) / h:.6g}",
+            "must be differentiable where it is used (no rounding, no jumps)",
+        )
 
 
 def _check_values(leaf: np.ndarray) -> None:
@@ -317,8 +350,12 @@ def _check_scalar(loss: StochasticLoss) -> None:
         out = jax.eval_shape(loss.function, x, example)
     except Exception as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError("loss", text, f"must accept x of shape ({loss.dim},) and one example "
-                         "in jax.numpy, without Python branches on values") from error
+        raise InputError(
+            "loss",
+            text,
+            f"must accept x of shape ({loss.dim},) and one example "
+            "in jax.numpy, without Python branches on values",
+        ) from error
     shape = getattr(out, "shape", None)
     floating = shape == () and jnp.issubdtype(out.dtype, jnp.floating)
     require(floating, "loss", f"returns {out}", "must return one real number for one example")
@@ -329,5 +366,9 @@ def _check_mean(loss: StochasticLoss, mean: Callable[[Array], Array]) -> None:
     for _ in range(3):
         x = jnp.asarray(rng.standard_normal(loss.dim))
         want, got = float(jnp.dot(loss.weights, loss.losses(x))), float(mean(x))
-        require(abs(want - got) <= 1e-8 * max(1.0, abs(want)), "mean", got,
-                f"must equal the loss averaged over the noise, {want:.9g} at x = {np.asarray(x)}")
+        require(
+            abs(want - got) <= 1e-8 * max(1.0, abs(want)),
+            "mean",
+            got,
+            f"must equal the loss averaged over the noise, {want:.9g} at x = {np.asarray(x)}",
+        )

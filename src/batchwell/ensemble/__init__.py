@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._jax import jax, jnp
+from .._jax import jax
 from ..domain import Domain
 from ..dynamics import SGD, Process
 from ..errors import Divergence, InputError, require, whole

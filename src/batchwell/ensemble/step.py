@@ -80,9 +80,7 @@ def _minibatch_gradient(sgd: SGD) -> tuple[Gradient, Callable[[], Memory]]:
 
     def of_rows(x: Array, rows: Array) -> Array:
         batch = jax.tree.map(lambda a: a[rows], loss.nodes)
-        return jax.grad(
-            lambda y: jnp.mean(jax.vmap(loss.function, in_axes=(None, 0))(y, batch))
-        )(x)
+        return jax.grad(lambda y: jnp.mean(jax.vmap(loss.function, in_axes=(None, 0))(y, batch)))(x)
 
     def replaced(k: Array, x: Array, data: Memory, rng: Array) -> tuple[Array, Memory, Array]:
         rows, rng = keyed.indices(rng, size, n)

@@ -33,9 +33,7 @@ def advancer(process: Process, substeps: int) -> Callable[..., Any]:
 
     @jax.jit
     def run(k: Array, steps: Array, x: Array, memory: Any, rng: Array) -> Any:
-        return jax.lax.fori_loop(
-            k, k + steps, lambda i, state: many(i, *state), (x, memory, rng)
-        )
+        return jax.lax.fori_loop(k, k + steps, lambda i, state: many(i, *state), (x, memory, rng))
 
     return run
 
