@@ -18,7 +18,7 @@ LAYERS = (
     {"dynamics", "problems"},
     {"ensemble", "law", "action", "landscape"},
     {"weak", "exits", "saddles", "metastable", "validity"},
-    {"settings", "runs"},
+    {"settings", "results", "runs"},
     {"report"},
     {"study"},
     {"cli", "__main__"},
