@@ -2,6 +2,22 @@
 
 from __future__ import annotations
 
-from .quench import UNDECIDED, Attractors, Quench, basin, polish, quench
+from .minima import Landscape, Minimum, classify, find_minima, letters, line_profile, sharpness
+from .quench import UNDECIDED, Attractors, Quench, basin, polish, quench, reach
 
-__all__ = ["UNDECIDED", "Attractors", "Quench", "basin", "polish", "quench"]
+__all__ = [
+    "UNDECIDED",
+    "Attractors",
+    "Landscape",
+    "Minimum",
+    "Quench",
+    "basin",
+    "classify",
+    "find_minima",
+    "letters",
+    "line_profile",
+    "polish",
+    "quench",
+    "reach",
+    "sharpness",
+]

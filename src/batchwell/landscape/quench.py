@@ -155,26 +155,23 @@ def _check_flow(x: np.ndarray, rows: np.ndarray) -> None:
         )
 
 
-def stays(
-    loss: StochasticLoss, points: np.ndarray, home: Attractors, own: int, known: Attractors
-) -> tuple[np.ndarray, Attractors]:
-    """Whether flow from each of `points` (n, d) ends in attractor `own` of `known`.
+def reach(loss: StochasticLoss, points: np.ndarray, known: Attractors, own: int) -> Quench:
+    """`quench` for points most of which are expected in the basin of attractor `own`.
 
-    `home` holds that attractor alone: most points settle in it within a few steps, which is
-    tested first; the rest get the full `quench`. Returns (n,) bool and the attractors.
+    Most settle in it within a few steps, which is tried first; the rest get the full quench.
     """
+    home = known.take([own])
     x = np.array(points, dtype=np.float64)
-    inside = home.labels(x) == 0
-    rows = np.flatnonzero(~inside)
+    labels = np.where(home.labels(x) == 0, own, UNDECIDED)
+    rows = np.flatnonzero(labels == UNDECIDED)
     if rows.size:
         x[rows] = _flow(loss, x[rows], np.full(rows.size, 0.1), FIRST_BLOCK, home)[0]
-        inside[rows] = home.labels(x[rows]) == 0
-        rows = rows[~inside[rows]]
+        labels[rows[home.labels(x[rows]) == 0]] = own
+        rows = rows[labels[rows] == UNDECIDED]
     if rows.size:
-        result = quench(loss, x[rows], known)
-        inside[rows] = result.labels == own
-        known = result.attractors
-    return inside, known
+        rest = quench(loss, x[rows], known)
+        labels[rows], known = rest.labels, rest.attractors
+    return Quench(labels, known)
 
 
 def _padded(count: int) -> int:
@@ -368,11 +365,8 @@ def basin(loss: StochasticLoss, attractors: Attractors, own: int) -> Domain:
     [True, False, True]
     """
     require(0 <= own < len(attractors), "own", own, f"must be below {len(attractors)}")
-    memory = [attractors]  # minima met on the way are remembered for later questions
-    home = attractors.take([own])
 
     def labels(points: np.ndarray) -> np.ndarray:
-        inside, memory[0] = stays(loss, points, home, own, memory[0])
-        return np.where(inside, own, UNDECIDED)
+        return reach(loss, points, attractors, own).labels
 
     return replace(Domain(f"basin of minimum {own}", loss.dim), labels=labels, label=own)

@@ -1,0 +1,242 @@
+"""The minima of a loss from many starts, one of each kind, with their sharpness."""
+
+from __future__ import annotations
+
+import string
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._jax import jax, jnp
+from ..errors import RunError, require
+from ..loss import StochasticLoss
+from ..symmetry import NONE, Symmetry
+from .quench import UNDECIDED, Attractors, Quench, quench
+
+SAME = 1e-5  # distance, relative to 1 + |x|, under which two minima are one
+MAX_DIM = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Minimum:
+    """One minimum and how sharp it is.
+
+    Attributes
+    ----------
+    label
+        "A", "B", ... from the smallest largest Hessian eigenvalue on.
+    x
+        (d,) one representative of its class under the symmetry.
+    loss
+        F(x).
+    lambda_max, lambda_min, trace
+        Largest and smallest eigenvalue and trace of the Hessian of F.
+    noise_trace
+        Trace of Sigma(x), the covariance of one example's gradient.
+    alignment
+        tr(H Sigma) / (|H|_F |Sigma|_F): 1 if noise is shaped like curvature.
+    starts
+        How many starts ended in its class.
+    attractor
+        Its index among the attractors of the search.
+    """
+
+    label: str
+    x: np.ndarray = field(repr=False)
+    loss: float
+    lambda_max: float
+    lambda_min: float
+    trace: float
+    noise_trace: float
+    alignment: float
+    starts: int
+    attractor: int
+
+
+@dataclass(frozen=True, eq=False)
+class Landscape:
+    """Minima found by a search, up to symmetry.
+
+    Attributes
+    ----------
+    loss
+        The loss that was searched.
+    symmetry
+        What was divided out.
+    minima
+        From the flattest to the sharpest.
+    attractors
+        All attractors met, mirror images included.
+    classes
+        (K,) index into `minima` of each attractor, -1 for attractors met on the way that no start
+        reached.
+    starts, undecided
+        How many starts there were, and how many reached no isolated minimum.
+    """
+
+    loss: StochasticLoss
+    symmetry: Symmetry
+    minima: tuple[Minimum, ...]
+    attractors: Attractors
+    classes: np.ndarray
+    starts: int
+    undecided: int
+
+    def __getitem__(self, label: str) -> Minimum:
+        """The minimum called `label`."""
+        for minimum in self.minima:
+            if minimum.label == label:
+                return minimum
+        raise KeyError(label)
+
+
+def find_minima(
+    loss: StochasticLoss,
+    starts: ArrayLike,
+    symmetry: Symmetry = NONE,
+    progress: Callable[[int, int], None] | None = None,
+) -> Landscape:
+    """The distinct minima that gradient flow reaches from `starts` (n, d).
+
+    Each start is followed by gradient flow and its end polished by Newton's method to a
+    gradient norm below 1e-9. Minima that `symmetry` maps on each other count as one.
+
+    Raises
+    ------
+    InputError
+        More than 2000 dimensions (full Hessians are used).
+    RunError
+        No start reached an isolated minimum (flat directions: add weight decay).
+    Divergence
+        The flow left the finite numbers.
+
+    Examples
+    --------
+    >>> from batchwell import additive
+    >>> well = additive(lambda x: (x[0] ** 2 - 1) ** 2 / 4 + 0.1 * x[0])
+    >>> [round(m.lambda_max, 3) for m in find_minima(well, [[0.7], [-0.2], [-1.0]]).minima]
+    [1.683, 2.287]
+    """
+    require(loss.dim <= MAX_DIM, "dim", loss.dim, f"must not exceed {MAX_DIM} here")
+    points = np.atleast_2d(np.asarray(starts, dtype=np.float64))
+    result = quench(loss, points, progress=progress)
+    reached = Counter(int(k) for k in result.labels if k != UNDECIDED)
+    if not reached:
+        raise RunError(
+            "no isolated minimum was reached: the loss has flat directions; add weight decay or "
+            "divide them out"
+        )
+    return _sorted_landscape(loss, symmetry, result, reached, len(points))
+
+
+def _sorted_landscape(
+    loss: StochasticLoss, symmetry: Symmetry, result: Quench, reached: Counter[int], starts: int
+) -> Landscape:
+    groups = _group(result.attractors.centers, sorted(reached), symmetry)
+    shapes = [_shape(loss)(result.attractors.centers[g[0]]) for g in groups]
+    order = np.argsort([float(s["lambda_max"]) for s in shapes])
+    minima = tuple(
+        Minimum(
+            label=letters(rank),
+            x=result.attractors.centers[groups[k][0]],
+            starts=sum(reached[i] for i in groups[k]),
+            attractor=groups[k][0],
+            **{name: float(value) for name, value in shapes[k].items()},
+        )
+        for rank, k in enumerate(order)
+    )
+    undecided = int(np.sum(result.labels == UNDECIDED))
+    classes = classify(result.attractors.centers, minima, symmetry)
+    return Landscape(loss, symmetry, minima, result.attractors, classes, starts, undecided)
+
+
+def _group(centers: np.ndarray, members: list[int], symmetry: Symmetry) -> list[list[int]]:
+    groups: list[list[int]] = []
+    for i in members:
+        for group in groups:
+            if _same(centers[i], centers[group[0]], symmetry):
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    return groups
+
+
+def _same(x: np.ndarray, reference: np.ndarray, symmetry: Symmetry) -> bool:
+    # Moves keep the norm, so unequal norms settle most pairs without an alignment.
+    scale = SAME * (1.0 + float(np.linalg.norm(reference)))
+    if abs(float(np.linalg.norm(x)) - float(np.linalg.norm(reference))) > scale:
+        return False
+    return symmetry.distance(x, reference) < scale
+
+
+def classify(points: np.ndarray, minima: tuple[Minimum, ...], symmetry: Symmetry) -> np.ndarray:
+    """Which of `minima` each of `points` (n, d) is an image of: index or -1, (n,)."""
+    out = np.full(len(points), -1)
+    for i, point in enumerate(points):
+        for k, minimum in enumerate(minima):
+            if _same(point, minimum.x, symmetry):
+                out[i] = k
+                break
+    return out
+
+
+@lru_cache(maxsize=32)
+def _shape(loss: StochasticLoss) -> Callable[[Any], dict[str, Any]]:
+    def shape(x: Any) -> dict[str, Any]:
+        hessian, noise = loss.hessian(x), loss.covariance(x)
+        values = jnp.linalg.eigvalsh(hessian)
+        size = jnp.linalg.norm(hessian) * jnp.linalg.norm(noise)
+        return {
+            "loss": loss.mean(x),
+            "lambda_max": values[-1],
+            "lambda_min": values[0],
+            "trace": jnp.trace(hessian),
+            "noise_trace": jnp.trace(noise),
+            "alignment": jnp.sum(hessian * noise) / jnp.where(size > 0, size, 1.0),
+        }
+
+    return jax.jit(shape)
+
+
+def sharpness(loss: StochasticLoss, points: np.ndarray) -> np.ndarray:
+    """Largest Hessian eigenvalue at each of `points` (n, d): (n,)."""
+    shape = _shape(loss)
+    return np.array([float(shape(x)["lambda_max"]) for x in points])
+
+
+def letters(rank: int) -> str:
+    """0, 1, ..., 25, 26, ... as A, B, ..., Z, AA, ...
+
+    >>> [letters(k) for k in (0, 25, 26, 51, 52)]
+    ['A', 'Z', 'AA', 'AZ', 'BA']
+    """
+    out = ""
+    rank += 1
+    while rank:
+        rank, digit = divmod(rank - 1, 26)
+        out = string.ascii_uppercase[digit] + out
+    return out
+
+
+def line_profile(
+    loss: StochasticLoss,
+    first: ArrayLike,
+    second: ArrayLike,
+    symmetry: Symmetry = NONE,
+    points: int = 81,
+) -> tuple[np.ndarray, np.ndarray]:
+    """F along the straight line from `first` to the closest image of `second`.
+
+    Returns (s, F), both (points,), s from 0 to 1.
+    """
+    a = np.asarray(first, dtype=np.float64)
+    b = symmetry.align(np.asarray(second, dtype=np.float64), a)
+    s = np.linspace(0.0, 1.0, points)
+    values = jax.jit(jax.vmap(loss.mean))(a + s[:, None] * (b - a))
+    return s, np.asarray(values)
