@@ -1,0 +1,130 @@
+"""What every exit method asks first: whether the start is inside, and what lies at the bottom."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._jax import jax, jnp
+from ..domain import Domain
+from ..dynamics import SGD, Diffusion, Process
+from ..errors import InputError, require
+
+Array = Any
+
+
+def dimension(process: Process) -> int:
+    """Dimension of the space that `process` moves in."""
+    return process.loss.dim if isinstance(process, SGD) else process.dim
+
+
+def drift_of(process: Process) -> Any:
+    """``drift(x)``, per unit of time: of a diffusion its own, of SGD minus the mean gradient.
+
+    Momentum divides it by 1 - mu, as in the diffusion approximation.
+    """
+    if isinstance(process, Diffusion):
+        return process.drift
+    gain = 1.0 / (1.0 - process.momentum)
+    return lambda x: -gain * process.loss.gradient(x)
+
+
+def temperature_of(process: Process) -> float:
+    """Temperature eps = eta/B (with the finite-population factor); 1 for a process of its own."""
+    if isinstance(process, SGD):
+        return process.temperature
+    return process.sgd.temperature if process.sgd is not None else 1.0
+
+
+def check_start(process: Process, start: ArrayLike, domain: Domain) -> np.ndarray:
+    """`start` as an array (d,) inside `domain`.
+
+    Raises
+    ------
+    InputError
+        Wrong shape, not finite, domain of another dimension, or a start outside of it.
+    """
+    x = np.asarray(start, dtype=np.float64)
+    dim = dimension(process)
+    require(x.shape == (dim,), "start", x.shape, f"must have shape ({dim},)")
+    require(bool(np.all(np.isfinite(x))), "start", x, "must be finite")
+    require(domain.dim == dim, "domain", f"dimension {domain.dim}", f"must have dimension {dim}")
+    require(bool(domain.contains(x)), "start", x, f"must lie inside the domain ({domain.name})")
+    return x
+
+
+def attractor(process: Process, start: ArrayLike, domain: Domain) -> np.ndarray:
+    """The stable zero of the drift that the noiseless flow from `start` ends in: (d,).
+
+    Raises
+    ------
+    InputError
+        The flow leaves the domain (says where), or ends at no stable point (says the drift's norm).
+    """
+    x = check_start(process, start, domain)
+    _, inside, end = _flow(process, domain)(jnp.asarray(x))
+    if not bool(inside):
+        raise InputError(
+            "start",
+            x,
+            "the noiseless flow from it leaves the domain near "
+            f"{np.asarray(end)}: there is no barrier to overcome",
+        )
+    point = _newton(drift_of(process), np.asarray(end))
+    jacobian = np.asarray(jax.jacfwd(drift_of(process))(jnp.asarray(point)))
+    growth = float(np.linalg.eigvals(jacobian).real.max())
+    size = float(np.linalg.norm(np.asarray(drift_of(process)(jnp.asarray(point)))))
+    stable = growth < 0 and size < 1e-6
+    require(
+        stable,
+        "start",
+        x,
+        f"flows to no stable minimum: |drift| = {size:.3g}, "
+        f"largest growth rate {growth:.3g} at {point}",
+    )
+    return point
+
+
+@lru_cache(maxsize=32)
+def _flow(process: Process, domain: Domain) -> Any:
+    """Compiled noiseless flow by adaptive Heun steps until the drift is small."""
+    drift, level = drift_of(process), domain.level
+
+    def inside(x: Array) -> Array:
+        return jnp.asarray(True) if level is None else level(x) < 0
+
+    def keep_going(state: Any) -> Array:
+        x, _, k, ok = state
+        return ok & (k < 20000) & (jnp.linalg.norm(drift(x)) > 1e-8)
+
+    def body(state: Any) -> Any:
+        x, h, k, _ = state
+        first = drift(x)
+        second = drift(x + h * first)
+        error = 0.5 * h * jnp.linalg.norm(second - first)
+        good = error <= 1e-3 * (1e-3 + h * jnp.linalg.norm(first)) + 1e-12
+        y = jnp.where(good, x + 0.5 * h * (first + second), x)
+        return y, jnp.where(good, 1.5 * h, 0.5 * h), k + 1, inside(y)
+
+    @jax.jit
+    def run(x: Array) -> tuple[Array, Array, Array]:
+        state = (x, jnp.asarray(1e-2), jnp.asarray(0), jnp.asarray(True))
+        y, _, k, ok = jax.lax.while_loop(keep_going, body, state)
+        return k, ok, y
+
+    return run
+
+
+def _newton(drift: Any, x: np.ndarray, steps: int = 20) -> np.ndarray:
+    """Newton's method on drift = 0, from a point already close."""
+    jacobian = jax.jit(jax.jacfwd(drift))
+    for _ in range(steps):
+        b = np.asarray(drift(jnp.asarray(x)))
+        move = np.linalg.lstsq(np.asarray(jacobian(jnp.asarray(x))), -b, rcond=1e-12)[0]
+        x = x + move
+        if np.linalg.norm(move) <= 1e-13 * (1 + np.linalg.norm(x)):
+            break
+    return x
