@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / PACKAGE
 
 LAYERS = (
     {"errors", "estimate", "streams", "_jax"},
-    {"noise", "loss", "domain"},
+    {"noise", "loss", "domain", "symmetry"},
     {"dynamics", "problems"},
     {"ensemble", "law", "action", "landscape"},
     {"weak", "exits", "saddles", "metastable", "validity"},

@@ -24,6 +24,8 @@ _HOME = {
     "SGD": "dynamics",
     "StochasticLoss": "loss",
     "additive": "loss",
+    "PROBLEMS": "problems",
+    "Problem": "problems",
     "ball": "domain",
     "box": "domain",
     "diffusion": "dynamics",
@@ -32,6 +34,7 @@ _HOME = {
     "half_space": "domain",
     "mean_exit_time": "exits",
     "noise_law": "noise",
+    "problem": "problems",
     "sampled": "loss",
     "sublevel": "domain",
 }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from .minima import Landscape, Minimum, classify, find_minima, letters, line_profile, sharpness
-from .quench import UNDECIDED, Attractors, Quench, basin, polish, quench, reach
+from .quench import UNDECIDED, Attractors, BasinMap, Quench, basin, polish, quench, reach
 
 __all__ = [
     "UNDECIDED",
     "Attractors",
+    "BasinMap",
     "Landscape",
     "Minimum",
     "Quench",

@@ -12,7 +12,7 @@ attractors, and the flow decides which one is reached.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -353,8 +353,33 @@ def _hessian(loss: StochasticLoss) -> Callable[[Array], Array]:
     return jax.jit(loss.hessian)
 
 
+@dataclass
+class BasinMap:
+    """Labels of points, remembering minima met on the way so that none is searched twice.
+
+    Attributes
+    ----------
+    attractors
+        Known now: those given first, then new ones in the order of their discovery.
+    own
+        Index of the attractor in whose basin most points are expected.
+    """
+
+    loss: StochasticLoss
+    attractors: Attractors
+    own: int
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Attractor index (or UNDECIDED) of each of `points` (n, d): (n,)."""
+        result = reach(self.loss, points, self.attractors, self.own)
+        self.attractors = result.attractors
+        return result.labels
+
+
 def basin(loss: StochasticLoss, attractors: Attractors, own: int) -> Domain:
     """The basin of attraction of ``attractors.centers[own]`` as a domain to leave.
+
+    Its `labels` are a `BasinMap`, to be asked from one thread at a time.
 
     Examples
     --------
@@ -365,8 +390,5 @@ def basin(loss: StochasticLoss, attractors: Attractors, own: int) -> Domain:
     [True, False, True]
     """
     require(0 <= own < len(attractors), "own", own, f"must be below {len(attractors)}")
-
-    def labels(points: np.ndarray) -> np.ndarray:
-        return reach(loss, points, attractors, own).labels
-
-    return replace(Domain(f"basin of minimum {own}", loss.dim), labels=labels, label=own)
+    labels = BasinMap(loss, attractors, own)
+    return Domain(f"basin of minimum {own}", loss.dim, labels=labels, label=own)

@@ -1,0 +1,50 @@
+"""The gallery: named problems with their known answers.
+
+`PROBLEMS` maps a name to a function that builds a `Problem`; it is the command line's menu
+and the tests' parameters. Names are those that ``batchwell study NAME`` takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import one_of
+from .analytic import (
+    double_well,
+    least_squares,
+    linear_saddle,
+    maier_stein,
+    quadratic,
+    tilted_well,
+)
+from .base import KnownAnswer, Problem
+from .real import breast_cancer_logistic, breast_cancer_network
+
+__all__ = ["PROBLEMS", "KnownAnswer", "Problem", "problem"]
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "double-well": double_well,
+    "tilted-well": tilted_well,
+    "maier-stein": maier_stein,
+    "linear-saddle": linear_saddle,
+    "quadratic": quadratic,
+    "least-squares": least_squares,
+    "breast-cancer-logistic": breast_cancer_logistic,
+    "breast-cancer-network": breast_cancer_network,
+}
+
+
+def problem(name: str) -> Problem:
+    """The gallery problem called `name`.
+
+    Raises
+    ------
+    InputError
+        Unknown name: lists the gallery.
+
+    Examples
+    --------
+    >>> problem("double-well").loss.dim
+    1
+    """
+    return PROBLEMS[one_of("problem", name, PROBLEMS)]()
