@@ -18,9 +18,9 @@ LAYERS = (
     {"dynamics", "problems"},
     {"ensemble", "law", "action", "landscape"},
     {"weak", "exits", "saddles", "metastable", "validity"},
-    {"settings", "results", "runs"},
+    {"settings", "sources", "results", "runs", "progress"},
     {"report"},
-    {"study"},
+    {"studies"},
     {"cli", "__main__"},
 )
 WINGS = {"training": 2}  # may import up to this layer; nobody imports them

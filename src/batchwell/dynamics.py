@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from ._jax import jax, jnp
@@ -236,6 +237,12 @@ def diffusion_approximation(sgd: SGD, order: int = 1) -> Diffusion:
     -1.05
     """
     require(order in (1, 2), "order", order, "must be 1 or 2")
+    return _approximation(sgd, order)
+
+
+@lru_cache(maxsize=128)
+def _approximation(sgd: SGD, order: int) -> Diffusion:
+    """One object per (sgd, order), so that code compiled for it is found again."""
     if sgd.sampling == "reshuffle":
         raise InputError(
             "sampling",

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from .minima import Landscape, Minimum, classify, find_minima, letters, line_profile, sharpness
+from .minima import (
+    Landscape,
+    Minimum,
+    classify,
+    find_minima,
+    landscape_of,
+    letters,
+    line_profile,
+    shapes,
+)
 from .quench import UNDECIDED, Attractors, BasinMap, Quench, basin, polish, quench, reach
 
 __all__ = [
@@ -15,10 +24,11 @@ __all__ = [
     "basin",
     "classify",
     "find_minima",
+    "landscape_of",
     "letters",
     "line_profile",
     "polish",
     "quench",
     "reach",
-    "sharpness",
+    "shapes",
 ]

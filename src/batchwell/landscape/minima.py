@@ -75,8 +75,8 @@ class Landscape:
     classes
         (K,) index into `minima` of each attractor, -1 for attractors met on the way that no start
         reached.
-    starts, undecided
-        How many starts there were, and how many reached no isolated minimum.
+    labels
+        (starts,) attractor that each start reached, or UNDECIDED.
     """
 
     loss: StochasticLoss
@@ -84,8 +84,17 @@ class Landscape:
     minima: tuple[Minimum, ...]
     attractors: Attractors
     classes: np.ndarray
-    starts: int
-    undecided: int
+    labels: np.ndarray
+
+    @property
+    def starts(self) -> int:
+        """How many starts there were."""
+        return len(self.labels)
+
+    @property
+    def undecided(self) -> int:
+        """How many starts reached no isolated minimum."""
+        return int(np.sum(self.labels == UNDECIDED))
 
     def __getitem__(self, label: str) -> Minimum:
         """The minimum called `label`."""
@@ -124,19 +133,17 @@ def find_minima(
     """
     require(loss.dim <= MAX_DIM, "dim", loss.dim, f"must not exceed {MAX_DIM} here")
     points = np.atleast_2d(np.asarray(starts, dtype=np.float64))
-    result = quench(loss, points, progress=progress)
+    return landscape_of(loss, symmetry, quench(loss, points, progress=progress))
+
+
+def landscape_of(loss: StochasticLoss, symmetry: Symmetry, result: Quench) -> Landscape:
+    """The landscape that the quench of some starts revealed (see `find_minima`)."""
     reached = Counter(int(k) for k in result.labels if k != UNDECIDED)
     if not reached:
         raise RunError(
             "no isolated minimum was reached: the loss has flat directions; add weight decay or "
             "divide them out"
         )
-    return _sorted_landscape(loss, symmetry, result, reached, len(points))
-
-
-def _sorted_landscape(
-    loss: StochasticLoss, symmetry: Symmetry, result: Quench, reached: Counter[int], starts: int
-) -> Landscape:
     groups = _group(result.attractors.centers, sorted(reached), symmetry)
     shapes = [_shape(loss)(result.attractors.centers[g[0]]) for g in groups]
     order = np.argsort([float(s["lambda_max"]) for s in shapes])
@@ -150,9 +157,8 @@ def _sorted_landscape(
         )
         for rank, k in enumerate(order)
     )
-    undecided = int(np.sum(result.labels == UNDECIDED))
     classes = classify(result.attractors.centers, minima, symmetry)
-    return Landscape(loss, symmetry, minima, result.attractors, classes, starts, undecided)
+    return Landscape(loss, symmetry, minima, result.attractors, classes, result.labels)
 
 
 def _group(centers: np.ndarray, members: list[int], symmetry: Symmetry) -> list[list[int]]:
@@ -204,10 +210,10 @@ def _shape(loss: StochasticLoss) -> Callable[[Any], dict[str, Any]]:
     return jax.jit(shape)
 
 
-def sharpness(loss: StochasticLoss, points: np.ndarray) -> np.ndarray:
-    """Largest Hessian eigenvalue at each of `points` (n, d): (n,)."""
-    shape = _shape(loss)
-    return np.array([float(shape(x)["lambda_max"]) for x in points])
+def shapes(loss: StochasticLoss, points: np.ndarray) -> dict[str, np.ndarray]:
+    """Loss, curvature and noise at each of `points` (n, d): named as in `Minimum`, each (n,)."""
+    rows = [_shape(loss)(x) for x in points]
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
 
 
 def letters(rank: int) -> str:

@@ -37,7 +37,7 @@ def double_well() -> Problem:
             KnownAnswer(
                 "mean_exit_time",
                 "sgd",
-                gaussian / eta,
+                round(gaussian / eta, 4),
                 "steps",
                 at,
                 "transfer operator of the chain, 6 digits; steps until x >= 1",

@@ -1,0 +1,213 @@
+"""How the cells of a study run (settings -> chunk) and read (chunk -> row of results)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ..dynamics import SGD
+from ..estimate import Estimate, sample_mean, share
+from ..exits.basin import BasinExits, basin_exits
+from ..landscape import BasinMap, Landscape, basin, classify, line_profile, shapes
+from ..metastable import NOWHERE, UNLISTED, final_basins, stages
+from ..results import EscapeRow, FinalRow, LineRow, MinimumRow
+from .plan import EscapeCell, FinalCell, Plan
+
+Progress = Callable[[int, int], None]
+Arrays = dict[str, np.ndarray]
+Facts = dict[str, Any]
+
+
+def limits(plan: Plan, process: str) -> tuple[int, int]:
+    """(horizon in SGD steps, paths) for SGD or for a diffusion."""
+    s = plan.settings
+    if process == "sgd":
+        return s.horizon, s.paths
+    return s.diffusion_horizon or s.horizon, s.diffusion_paths
+
+
+def run_escape(
+    plan: Plan, landscape: Landscape, cell: EscapeCell, progress: Progress
+) -> tuple[Arrays, Facts]:
+    """Simulate the exits of one cell."""
+    loss = plan.subject.loss
+    home = basin(loss, landscape.attractors, cell.minimum.attractor)
+    horizon, paths = limits(plan, cell.process)
+    exits = basin_exits(
+        plan.process(cell.process, cell.learning_rate, cell.batch_size),
+        cell.minimum.x,
+        home,
+        horizon,
+        paths,
+        plan.settings.seed,
+        cell.name,
+        substeps=plan.settings.substeps,
+        progress=progress,
+    )
+    arrays = {
+        "steps": exits.steps,
+        "observed": exits.observed,
+        "points": exits.points,
+        "coarse-steps": exits.coarse_steps,
+        "coarse-observed": exits.coarse_observed,
+        "classes": _destinations(exits, home.labels, landscape),
+    }
+    return arrays, {"check_every": exits.check_every, "horizon": exits.horizon}
+
+
+def _destinations(exits: BasinExits, labels: Any, landscape: Landscape) -> np.ndarray:
+    """Class of the minimum behind each exit, UNLISTED or NOWHERE; the own class if censored."""
+    assert isinstance(labels, BasinMap)
+    kinds = classify(labels.attractors.centers, landscape.minima, landscape.symmetry)
+    return np.where(exits.labels < 0, NOWHERE, kinds[exits.labels])
+
+
+def escape_row(
+    plan: Plan, landscape: Landscape, cell: EscapeCell, arrays: Arrays, facts: Mapping[str, Any]
+) -> EscapeRow:
+    """The result of one finished escape cell."""
+    exits = BasinExits(
+        arrays["steps"],
+        arrays["observed"],
+        arrays["classes"],
+        arrays["points"],
+        int(facts["check_every"]),
+        arrays["coarse-steps"],
+        arrays["coarse-observed"],
+        int(facts["horizon"]),
+    )
+    own = landscape.minima.index(cell.minimum)
+    return EscapeRow(
+        **_head(plan, cell),
+        horizon=exits.horizon,
+        check_every=exits.check_every,
+        steps=exits.mean(),
+        check_shift=exits.check_shift,
+        same_class=int(np.sum(exits.observed & (arrays["classes"] == own))),
+        seconds=float(facts.get("seconds", 0.0)),
+    )
+
+
+def failed_escape(plan: Plan, cell: EscapeCell, error: str) -> EscapeRow:
+    """The row of a cell that could not be measured, with the reason."""
+    horizon, _ = limits(plan, cell.process)
+    return EscapeRow(**_head(plan, cell), horizon=horizon, check_every=0, steps=None, error=error)
+
+
+def _head(plan: Plan, cell: EscapeCell) -> Facts:
+    sgd = plan.sgd(cell.learning_rate, cell.batch_size)
+    # Reshuffled epochs have no temperature of their own; the plain ratio only places the row.
+    reshuffled = sgd.sampling == "reshuffle"
+    return {
+        "minimum": cell.minimum.label,
+        "process": cell.process,
+        "learning_rate": cell.learning_rate,
+        "batch_size": cell.batch_size,
+        "temperature": cell.learning_rate / cell.batch_size if reshuffled else sgd.temperature,
+    }
+
+
+def run_final(
+    plan: Plan, landscape: Landscape, cell: FinalCell, progress: Progress
+) -> tuple[Arrays, Facts]:
+    """Simulate one schedule from one start and find the final basins."""
+    s = plan.settings
+    sgd: SGD = plan.sgd(cell.learning_rate, cell.batch_sizes[0])
+    schedule = stages(cell.batch_sizes, s.examples)
+    ends = final_basins(
+        sgd, cell.minimum.x, schedule, landscape, s.final_paths, s.seed, cell.name, progress
+    )
+    return {"classes": ends.classes, "centers": ends.centers}, {}
+
+
+def final_row(
+    plan: Plan, landscape: Landscape, cell: FinalCell, arrays: Arrays, facts: Mapping[str, Any]
+) -> FinalRow:
+    """The result of one finished final-basin cell."""
+    classes, centers = arrays["classes"], arrays["centers"]
+    counts = Counter(_class_name(landscape, int(k)) for k in classes)
+    shares = {name: share(count, len(classes)) for name, count in sorted(counts.items())}
+    lambda_max, loss = _at_ends(plan, centers[classes != NOWHERE])
+    return FinalRow(
+        **_final_head(plan, cell),
+        shares=shares,
+        stayed=shares.get(cell.minimum.label, share(0, len(classes))),
+        sharpness=lambda_max,
+        loss=loss,
+    )
+
+
+def failed_final(plan: Plan, cell: FinalCell, error: str) -> FinalRow:
+    """The row of a schedule that could not be run to its end, with the reason."""
+    head = _final_head(plan, cell)
+    return FinalRow(**head, shares={}, stayed=None, sharpness=None, loss=None, error=error)
+
+
+def _final_head(plan: Plan, cell: FinalCell) -> Facts:
+    examples = plan.settings.examples
+    return {
+        "start": cell.minimum.label,
+        "schedule": cell.schedule,
+        "learning_rate": cell.learning_rate,
+        "examples": examples,
+        "stages": tuple((p.batch_size, p.steps) for p in stages(cell.batch_sizes, examples)),
+        "growing": len(cell.batch_sizes) > 1,
+    }
+
+
+def _class_name(landscape: Landscape, kind: int) -> str:
+    if kind >= 0:
+        return landscape.minima[kind].label
+    return {UNLISTED: "other", NOWHERE: "undecided"}[kind]
+
+
+def _at_ends(plan: Plan, centers: np.ndarray) -> tuple[Estimate | None, Estimate | None]:
+    """Mean largest eigenvalue and mean loss at the minima reached, each (paths,)."""
+    if len(centers) < 2:
+        return None, None
+    unique, place = np.unique(centers, axis=0, return_inverse=True)
+    found = shapes(plan.subject.loss, unique)
+    place = place.reshape(-1)
+    return (
+        sample_mean(found["lambda_max"][place], "1"),
+        sample_mean(found["loss"][place], "loss"),
+    )
+
+
+def minimum_rows(plan: Plan, landscape: Landscape) -> tuple[MinimumRow, ...]:
+    """All minima of the search, the chosen ones with their roles."""
+    roles = {minimum.label: role for role, minimum in plan.chosen(landscape).items()}
+    return tuple(
+        MinimumRow(
+            label=m.label,
+            loss=m.loss,
+            lambda_max=m.lambda_max,
+            trace=m.trace,
+            lambda_min=m.lambda_min,
+            noise_trace=m.noise_trace,
+            alignment=m.alignment,
+            starts=m.starts,
+            radius=float(landscape.attractors.radii[m.attractor]),
+            role=roles.get(m.label, ""),
+            x=tuple(float(v) for v in m.x),
+        )
+        for m in landscape.minima
+    )
+
+
+def line_rows(plan: Plan, landscape: Landscape) -> tuple[LineRow, ...]:
+    """Loss along the lines between neighbouring chosen minima, and from first to last."""
+    chosen = list(plan.chosen(landscape).values())
+    pairs = list(pairwise(chosen))
+    if len(chosen) > 2:
+        pairs.append((chosen[0], chosen[-1]))
+    out = []
+    for a, b in pairs:
+        s, values = line_profile(plan.subject.loss, a.x, b.x, landscape.symmetry)
+        points = tuple(float(v) for v in s), tuple(float(v) for v in values)
+        out.append(LineRow(a.label, b.label, *points))
+    return tuple(out)
