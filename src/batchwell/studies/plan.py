@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import __version__
 from ..dynamics import SGD, Process, diffusion_approximation
 from ..errors import InputError
 from ..landscape import Landscape, Minimum
@@ -19,7 +20,7 @@ from ..settings import StudySettings
 from ..sources import Subject
 from ..streams import generator
 
-VERSIONS = ("batchwell", "jax", "numba", "numpy", "scipy", "scikit-learn")
+VERSIONS = ("jax", "numba", "numpy", "scipy", "scikit-learn")
 ROLES = ("flat", "middle", "sharp")
 DEFAULT_GROWTH = (2, 8, 32)
 
@@ -93,7 +94,8 @@ class Plan:
         """Resolved settings, command and versions: what goes into ``run.toml``."""
         table = self.settings.model_dump(exclude_none=True)
         table |= {"start_scale": self.start_scale, "growing": self.growing}
-        versions = {"python": python_version(), **{name: version(name) for name in VERSIONS}}
+        versions = {"batchwell": __version__, "python": python_version()}
+        versions |= {name: version(name) for name in VERSIONS}
         return {"command": command, **table, "versions": versions}
 
     def chosen(self, landscape: Landscape) -> dict[str, Minimum]:
