@@ -1,8 +1,8 @@
 """Ensembles: many copies of SGD or of a diffusion, side by side.
 
-What callers see is this page: `start`, `advance`, `positions`, `first_exits`. Which engine runs the
-steps is decided behind it. A path's random bits depend on (seed, stream, path index) alone, so
-results do not depend on how the paths are cut into chunks.
+What callers see is this page. Losses are lowered to machine code over lanes of paths (`fused`);
+what has no such form runs on XLA (`xla`). A path's random bits depend on (seed, stream, path index)
+alone, so results do not depend on chunks, lanes or threads. All functions take `Options`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,9 +20,20 @@ from ..domain import Domain
 from ..dynamics import SGD, Process
 from ..errors import Divergence, InputError, require, whole
 from ..streams import path_states
-from . import xla
+from . import exits, fused, xla
+from .lowering import Unsupported
+from .options import Options, Settings, SlowerEngine, checked, fall_back, require_memory
 
-__all__ = ["Ensemble", "FirstExits", "advance", "first_exits", "positions", "start"]
+__all__ = [
+    "Ensemble",
+    "FirstExits",
+    "Options",
+    "SlowerEngine",
+    "advance",
+    "first_exits",
+    "positions",
+    "start",
+]
 
 # A compiled call lasts at most about this long, so that Ctrl-C is answered.
 CALL_SECONDS = 0.5
@@ -115,10 +126,31 @@ def start(
     InputError
         Wrong shapes, or a start that is not finite.
     """
-    index = np.arange(whole("paths", paths)) if np.ndim(paths) == 0 else np.asarray(paths)
+    count = whole("paths", paths) if np.ndim(paths) == 0 else np.size(paths)
+    require_memory(_bytes(process, count))
+    index = np.arange(count) if np.ndim(paths) == 0 else np.asarray(paths)
     x = _starts(x0, index.size, dimension(process))
-    memory = xla.memory_maker(process, substeps)(x)
-    return Ensemble(x, path_states(seed, stream, index), memory, 0, index)
+    return Ensemble(x, path_states(seed, stream, index), _memory(process, x), 0, index)
+
+
+def _bytes(process: Process, count: int) -> int:
+    """About what an ensemble and its copies take at the peak."""
+    order = process.loss.size if isinstance(process, SGD) and _has_order(process) else 0
+    return count * (6 * 8 * dimension(process) + 3 * 16 + 3 * 4 * order)
+
+
+def _has_order(sgd: SGD) -> bool:
+    return sgd.loss.noise is None and sgd.sampling != "with_replacement"
+
+
+def _memory(process: Process, x: np.ndarray) -> Any:
+    """What paths carry beside x at step 0, as `step.Step.memory` has it."""
+    if not isinstance(process, SGD):
+        return ()
+    data: Any = ()
+    if _has_order(process):
+        data = np.tile(np.arange(process.loss.size, dtype=np.int32), (len(x), 1))
+    return (data, np.zeros_like(x)) if process.momentum else (data,)
 
 
 def _starts(x0: ArrayLike, count: int, dim: int) -> np.ndarray:
@@ -136,6 +168,7 @@ def advance(
     steps: int,
     substeps: int = DEFAULT_SUBSTEPS,
     progress: Progress | None = None,
+    **options: Unpack[Options],
 ) -> Ensemble:
     """`ensemble` after `steps` more SGD steps of `process`.
 
@@ -148,19 +181,29 @@ def advance(
         A path left the finite numbers: says which path and by which step.
     """
     steps = whole("steps", steps, 0)
-    run = xla.advancer(process, substeps)
-    per = xla.compiled_step(process, substeps).per_sgd_step
-    x, memory, rng = ensemble.x, ensemble.memory, ensemble.rng
+    run = _stepper(process, ensemble, substeps, checked(process, substeps, cast(Any, options)))
+    x = ensemble.x
     for done, count in _blocks(steps):
-        k = (ensemble.step + done) * per
-        x, memory, rng = run(k, count * per, x, memory, rng)
-        x = np.asarray(x)
+        x = run(ensemble.step + done, count)
         _check_finite(x, ensemble.paths, ensemble.step + done + count)
         if progress is not None:
             progress(done + count, steps)
-    return replace(
-        ensemble, x=np.asarray(x), rng=np.asarray(rng), memory=memory, step=ensemble.step + steps
-    )
+    rng, memory = run.state()
+    return replace(ensemble, x=x, rng=rng, memory=memory, step=ensemble.step + steps)
+
+
+def _stepper(
+    process: Process, ensemble: Ensemble, substeps: int, settings: Settings
+) -> fused.Stepper | xla.Stepper:
+    """What runs steps: ``run(first, count) -> x``, then ``run.state() -> (rng, memory)``."""
+    state = (ensemble.x, ensemble.rng, ensemble.memory)
+    if settings.engine != "xla":
+        try:
+            engine = fused.engine_of(process, settings.scheme, settings.precision)
+            return fused.Stepper(engine, substeps, settings.threads, *state)
+        except Unsupported as why:
+            fall_back(settings, str(why))
+    return xla.Stepper(process, substeps, *state)
 
 
 def positions(
@@ -171,6 +214,7 @@ def positions(
     seed: int,
     stream: str = "paths",
     substeps: int = DEFAULT_SUBSTEPS,
+    **options: Unpack[Options],
 ) -> np.ndarray:
     """Positions of `paths` paths at the SGD steps `at`: shape (len(at), paths, d).
 
@@ -186,7 +230,7 @@ def positions(
     state = start(process, x0, paths, seed, stream, substeps)
     out = []
     for t in times:
-        state = advance(process, state, t - state.step, substeps)
+        state = advance(process, state, t - state.step, substeps, **options)
         out.append(state.x)
     return np.stack(out)
 
@@ -201,10 +245,17 @@ def first_exits(
     stream: str = "exits",
     substeps: int = DEFAULT_SUBSTEPS,
     progress: Progress | None = None,
+    bridge: bool = False,
+    **options: Unpack[Options],
 ) -> FirstExits:
     """First exits from a domain with a level function, tested after every step.
 
-    Paths still inside at `horizon` SGD steps come back with ``observed`` False; none is
+    With `bridge`, a diffusion is also counted as out when a Brownian bridge between two points
+    inside would have touched the boundary (linearised there; two more random words a step): this
+    takes away the bias O(sqrt dt) of seeing the path at its steps only. Then the point of exit
+    is where the path was at the end of that step.
+
+    `progress` is told (paths finished, paths), or (steps, horizon) on XLA. Paths still inside at `horizon` SGD steps come back with ``observed`` False; none is
     dropped.
 
     Raises
@@ -220,7 +271,53 @@ def first_exits(
     state = start(process, x0, paths, seed, stream, substeps)
     inside = domain.contains(state.x)
     require(bool(inside.all()), "x0", state.x[~inside][:1], f"must lie inside the {domain.name}")
-    per = xla.compiled_step(process, substeps).per_sgd_step
+    settings = checked(process, substeps, cast(Any, options))
+    per = 1 if isinstance(process, SGD) else whole("substeps", substeps)
+    if settings.engine != "xla":
+        try:
+            engine = fused.engine_of(process, settings.scheme, settings.precision)
+            test = exits.exit_test(process, domain, bridge)
+            found = exits.find_exits(
+                engine,
+                test,
+                state.x,
+                state.rng,
+                horizon * per,
+                substeps,
+                settings.threads,
+                progress,
+            )
+            return _first_exits(state, *found, horizon, per)
+        except Unsupported as why:
+            fall_back(settings, str(why))
+    if bridge:
+        raise InputError("bridge", True, "needs the fused engine")
+    return _exits_on_xla(process, domain, state, horizon, substeps, per, progress)
+
+
+def _first_exits(
+    state: Ensemble,
+    steps: np.ndarray,
+    observed: np.ndarray,
+    points: np.ndarray,
+    horizon: int,
+    per: int,
+) -> FirstExits:
+    bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
+    if bad.size:
+        _check_finite(points, state.paths, -(-int(steps[bad[0]]) // per))
+    return FirstExits(np.where(observed, steps / per, horizon), observed, points, horizon)
+
+
+def _exits_on_xla(
+    process: Process,
+    domain: Domain,
+    state: Ensemble,
+    horizon: int,
+    substeps: int,
+    per: int,
+    progress: Progress | None,
+) -> FirstExits:
     run = xla.exit_finder(process, substeps, domain)
     left_at = np.zeros(len(state.paths), dtype=np.int64)
     points = state.x.copy()

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from .._jax import jax, jnp
 from ..domain import Domain
 from ..dynamics import Process
@@ -18,12 +20,6 @@ Array = Any
 def compiled_step(process: Process, substeps: int) -> Step:
     """`step_of`, remembered so that compiled loops are found again."""
     return step_of(process, substeps)
-
-
-@lru_cache(maxsize=256)
-def memory_maker(process: Process, substeps: int) -> Callable[[Array], Any]:
-    """Compiled ``(M, d) -> memory`` of M paths at step 0."""
-    return jax.jit(jax.vmap(compiled_step(process, substeps).memory))
 
 
 @lru_cache(maxsize=256)
@@ -65,3 +61,26 @@ def exit_finder(process: Process, substeps: int, domain: Domain) -> Callable[...
         )
 
     return run
+
+
+class Stepper:
+    """Runs steps over paths held by XLA."""
+
+    def __init__(
+        self, process: Process, substeps: int, x: np.ndarray, rng: np.ndarray, memory: Any
+    ) -> None:
+        self._run = advancer(process, substeps)
+        self._per = compiled_step(process, substeps).per_sgd_step
+        self._x, self._memory, self._rng = x, memory, rng
+
+    def __call__(self, first: int, steps: int) -> np.ndarray:
+        """Positions (M, d) after `steps` more SGD steps, counted from `first`."""
+        per = self._per
+        self._x, self._memory, self._rng = self._run(
+            first * per, steps * per, self._x, self._memory, self._rng
+        )
+        return np.asarray(self._x)
+
+    def state(self) -> tuple[np.ndarray, Any]:
+        """(generators, memory) now."""
+        return np.asarray(self._rng), self._memory

@@ -1,0 +1,188 @@
+"""First exits on the fused engine: lanes refilled from a queue as paths leave."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .._jax import jax, jnp
+from ..domain import Domain
+from ..dynamics import SGD, Diffusion, Process
+from ..errors import InputError
+from .fused import DTYPE, Arguments, Engine, common_arguments, kernel, run, thread_count
+from .ir import Graph
+from .kernels import Exit, Expressions, Recipe, exit_source
+from .lowering import inputs, lower
+
+CHUNK = 32  # steps between bookings
+CALL_SECONDS = 0.5
+
+
+@dataclass
+class _Lanes:
+    """One thread's lanes."""
+
+    x: np.ndarray
+    rng: np.ndarray
+    velocity: np.ndarray | None
+    order: np.ndarray | None
+    ids: np.ndarray
+    taken: np.ndarray
+    arguments: Arguments
+
+    @property
+    def live(self) -> int:
+        return int(self.arguments.get("live"))
+
+
+def chunk_of(process: Process) -> int:
+    """Steps between bookings; one epoch for reshuffled data, so that lanes share its phase."""
+    if isinstance(process, SGD) and process.sampling == "reshuffle":
+        assert process.loss.n is not None
+        return process.loss.n // process.batch_size
+    return CHUNK
+
+
+_tests: dict[tuple[Domain, object], Exit] = {}
+
+
+def exit_test(process: Process, domain: Domain, bridge: bool) -> Exit:
+    """The lowered test for having left `domain`; raises `lowering.Unsupported`."""
+    key = (domain, process if bridge else None)
+    if key not in _tests:
+        assert domain.level is not None
+        level = _scalar(domain.level, domain.dim)
+        spread = None
+        if bridge:
+            spread = _scalar(_level_variance(process, domain), domain.dim)
+        _tests[key] = Exit(level, spread)
+    return _tests[key]
+
+
+def _level_variance(process: Process, domain: Domain) -> Callable[[object], object]:
+    if not isinstance(process, Diffusion):
+        raise InputError("bridge", True, "is for diffusions: a chain is only seen at its steps")
+    level = domain.level
+    assert level is not None
+
+    def variance(x: object) -> object:
+        g = jax.grad(level)(x)
+        return g @ process.tensor(x) @ g
+
+    return variance
+
+
+def _scalar(function: Callable[[object], object], dim: int) -> Expressions:
+    graph = Graph()
+    point = jax.ShapeDtypeStruct((dim,), jnp.float64)
+    return Expressions.of(lower(graph, function, (point,), (inputs(graph, "x", (dim,)),)))
+
+
+def find_exits(
+    engine: Engine,
+    test: Exit,
+    starts: np.ndarray,
+    states: np.ndarray,
+    horizon: int,
+    substeps: int,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(steps (M,), observed (M,), points (M, d)) of M paths; horizon and steps in kernel steps."""
+    dtype = DTYPE[engine.kind]
+    call = kernel(
+        engine.recipe,
+        engine.kind,
+        "exits",
+        lambda: exit_source(engine.recipe, engine.kind, test),
+        test,
+    )
+    starts, states = np.ascontiguousarray(starts, dtype), np.ascontiguousarray(states, np.uint32)
+    left = np.zeros(len(starts), np.int64)
+    points, queue = np.empty_like(starts), np.zeros(1, np.int64)
+    shared = dict(
+        starts=starts,
+        states=states,
+        left=left,
+        points=points,
+        queue=queue,
+        paths=len(starts),
+        horizon=horizon,
+        chunk=chunk_of(engine.process),
+    )
+    workers = _workers(engine, substeps, threads, starts, states, queue, shared)
+    budget = 1
+    while any(w.live for w in workers):
+        clock = time.perf_counter()
+        for w in workers:
+            w.arguments.put("budget", budget)
+        run(call, [w.arguments.values for w in workers if w.live])
+        spent = time.perf_counter() - clock
+        budget = max(
+            1,
+            budget * 2
+            if spent < CALL_SECONDS / 2
+            else budget // 2
+            if spent > CALL_SECONDS
+            else budget,
+        )
+        if progress is not None:
+            progress(int(np.count_nonzero(left)), len(left))
+    return np.abs(left), left > 0, points.astype(np.float64)
+
+
+def _workers(
+    engine: Engine,
+    substeps: int,
+    threads: int | None,
+    starts: np.ndarray,
+    states: np.ndarray,
+    queue: np.ndarray,
+    shared: dict[str, object],
+) -> list[_Lanes]:
+    """Lanes of every thread, filled with the first paths of the queue."""
+    lanes = engine.recipe.lanes(engine.kind)
+    common = common_arguments(engine, substeps)
+    out = []
+    for _ in range(thread_count(threads, -(-len(starts) // lanes))):
+        ids = queue[0] + np.arange(lanes)
+        ids[ids >= len(starts)] = -1
+        queue[0] += lanes
+        out.append(_filled(engine, ids, starts, states, common, shared))
+    return out
+
+
+def _filled(
+    engine: Engine,
+    ids: np.ndarray,
+    starts: np.ndarray,
+    states: np.ndarray,
+    common: Arguments,
+    shared: dict[str, object],
+) -> _Lanes:
+    recipe: Recipe = engine.recipe
+    rows = np.maximum(ids, 0)
+    x, rng = np.ascontiguousarray(starts[rows].T), np.ascontiguousarray(states[rows].T)
+    velocity = np.zeros_like(x) if recipe.velocity else None
+    order = None
+    if recipe.order:
+        n = int(common.get("rows"))
+        order = np.repeat(np.arange(n, dtype=np.int32)[:, None], len(ids), axis=1)
+    args = Arguments(common.values.copy(), list(common.kept))
+    taken = np.zeros(len(ids), np.int64)
+    own = dict(
+        x=x,
+        rng=rng,
+        velocity=velocity,
+        order=order,
+        ids=ids,
+        taken=taken,
+        live=int(np.count_nonzero(ids >= 0)),
+    )
+    for name, value in {**shared, **own}.items():
+        if value is not None:
+            args.put(name, value)
+    return _Lanes(x, rng, velocity, order, ids, taken, args)

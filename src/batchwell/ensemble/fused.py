@@ -1,0 +1,239 @@
+"""The fused engine: compiled kernels run over blocks of paths by several threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ..dynamics import SGD, Process
+from .kernels import ARGS, REALS, Recipe, advance_source
+from .native import Kernel, compile_kernel
+from .recipes import Plan, plan_of, reals_of, stride_of
+
+DTYPE = {"f64": np.float64, "f32": np.float32}
+KIND = {"float64": "f64", "float32": "f32"}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Compiled kernels of a process, and how to run them."""
+
+    process: Process
+    plan: Plan
+    kind: str
+    scheme: str
+
+    @property
+    def recipe(self) -> Recipe:
+        """How a step is written."""
+        return self.plan.recipe
+
+
+def engine_of(process: Process, scheme: str = "heun", precision: str = "float64") -> Engine:
+    """The engine of a process; raises `lowering.Unsupported`."""
+    kind = KIND[precision]
+    return Engine(process, plan_of(process, scheme, kind), kind, scheme)
+
+
+_kernels: dict[tuple[Any, ...], Kernel] = {}
+
+
+def kernel(
+    recipe: Recipe, kind: str, name: str, source: Callable[[], str], about: Any = None
+) -> Kernel:
+    """The kernel `name` of a recipe (and of `about`), compiled once in this process."""
+    key = (recipe, kind, name, about)
+    if key not in _kernels:
+        _kernels[key] = compile_kernel(source(), name)
+    return _kernels[key]
+
+
+@dataclass
+class Arguments:
+    """The argument array of a kernel; keeps alive the arrays whose addresses it holds."""
+
+    values: np.ndarray
+    kept: list[np.ndarray]
+
+    @staticmethod
+    def of(**given: Any) -> Arguments:
+        """Arrays become addresses, numbers stay."""
+        out = Arguments(np.zeros(len(ARGS), np.int64), [])
+        for name, value in given.items():
+            out.put(name, value)
+        return out
+
+    def put(self, name: str, value: Any) -> None:
+        """Set one argument."""
+        if isinstance(value, np.ndarray):
+            self.kept.append(value)
+            value = value.ctypes.data
+        self.values[ARGS.index(name)] = value
+
+    def get(self, name: str) -> int:
+        """One argument."""
+        return int(self.values[ARGS.index(name)])
+
+
+def blocked(rows: np.ndarray, lanes: int, dtype: Any) -> np.ndarray:
+    """(M, k) -> (blocks, k, lanes): the last path fills the last block up."""
+    m = len(rows)
+    blocks = -(-m // lanes)
+    index = np.minimum(np.arange(blocks * lanes), m - 1)
+    cut = np.asarray(rows, dtype)[index].reshape(blocks, lanes, -1)
+    return np.ascontiguousarray(cut.transpose(0, 2, 1))
+
+
+def unblocked(blocks: np.ndarray, count: int, dtype: Any) -> np.ndarray:
+    """The inverse of `blocked`."""
+    rows = blocks.transpose(0, 2, 1).reshape(-1, blocks.shape[1])[:count]
+    return np.ascontiguousarray(rows, dtype=dtype)
+
+
+@lru_cache(maxsize=64)
+def _tables(plan: Plan, kind: str, gathers: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(data, weights) in memory: padded for whole-row loads, or to an even number of rows."""
+    assert plan.table is not None
+    table = plan.table
+    if gathers:
+        padded = np.zeros((len(table), stride_of(plan.columns, kind)), DTYPE[kind])
+        padded[:, : plan.columns] = table
+        return padded, np.zeros(1, DTYPE[kind])
+    assert plan.weights is not None
+    weights = plan.weights
+    if len(table) % 2:  # a copy of the last row, with no weight
+        table = np.concatenate([table, table[-1:]])
+        weights = np.concatenate([weights, np.zeros((1, 2))])
+    return np.ascontiguousarray(table, DTYPE[kind]), np.ascontiguousarray(weights, DTYPE[kind])
+
+
+def common_arguments(engine: Engine, substeps: int) -> Arguments:
+    """Arguments that do not depend on the paths."""
+    reals = reals_of(engine.process, substeps)
+    array = np.array([reals.get(name, 0.0) for name in REALS])
+    args = Arguments.of(reals=array)
+    if isinstance(engine.process, SGD):
+        args.put("batch", engine.process.batch_size)
+    if engine.plan.table is not None:
+        table, weights = _tables(engine.plan, engine.kind, isinstance(engine.process, SGD))
+        args.put("table", table)
+        args.put("weights", weights)
+        args.put("rows", len(table))
+    return args
+
+
+def thread_count(threads: int | None, jobs: int) -> int:
+    """How many threads to use for `jobs` pieces of work."""
+    allowed = threads or len(os.sched_getaffinity(0))
+    return max(1, min(allowed, jobs))
+
+
+@lru_cache(maxsize=8)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="batchwell")
+
+
+def run(call: Kernel, arguments: list[np.ndarray]) -> None:
+    """Call a kernel once per argument array, each in its own thread."""
+    if len(arguments) == 1:
+        call(arguments[0])
+        return
+    for done in [_pool(len(arguments)).submit(call, a) for a in arguments]:
+        done.result()
+
+
+@dataclass
+class Blocks:
+    """Paths in the engine's layout."""
+
+    x: np.ndarray
+    rng: np.ndarray
+    velocity: np.ndarray | None
+    order: np.ndarray | None
+    count: int
+
+
+def to_blocks(engine: Engine, x: np.ndarray, rng: np.ndarray, memory: Any) -> Blocks:
+    """Paths as callers hold them -> the engine's layout."""
+    lanes, dtype = engine.recipe.lanes(engine.kind), DTYPE[engine.kind]
+    velocity = blocked(memory[1], lanes, dtype) if engine.recipe.velocity else None
+    order = blocked(memory[0], lanes, np.int32) if engine.recipe.order else None
+    return Blocks(blocked(x, lanes, dtype), blocked(rng, lanes, np.uint32), velocity, order, len(x))
+
+
+def from_blocks(engine: Engine, blocks: Blocks, memory: Any) -> tuple[np.ndarray, np.ndarray, Any]:
+    """The inverse of `to_blocks`: (x, rng, memory)."""
+    if isinstance(engine.process, SGD):
+        data = memory[0]
+        if blocks.order is not None:
+            data = unblocked(blocks.order, blocks.count, np.int32)
+        memory = (data,)
+        if blocks.velocity is not None:
+            memory = (data, unblocked(blocks.velocity, blocks.count, np.float64))
+    x = unblocked(blocks.x, blocks.count, np.float64)
+    return x, unblocked(blocks.rng, blocks.count, np.uint32), memory
+
+
+class Advancer:
+    """Runs steps of a process over paths in the engine's layout."""
+
+    def __init__(self, engine: Engine, substeps: int, threads: int | None) -> None:
+        self.engine, self.threads = engine, threads
+        self.arguments = common_arguments(engine, substeps)
+        self.call = kernel(
+            engine.recipe,
+            engine.kind,
+            "advance",
+            lambda: advance_source(engine.recipe, engine.kind),
+        )
+
+    def __call__(self, first: int, steps: int, blocks: Blocks) -> None:
+        """`steps` steps, counted from `first`, in place."""
+        queue = np.zeros(1, np.int64)
+        args = Arguments(self.arguments.values.copy(), list(self.arguments.kept))
+        for name, value in (
+            ("x", blocks.x),
+            ("rng", blocks.rng),
+            ("queue", queue),
+            ("velocity", blocks.velocity),
+            ("order", blocks.order),
+        ):
+            if value is not None:
+                args.put(name, value)
+        for name, number in (("blocks", len(blocks.x)), ("steps", steps), ("first", first)):
+            args.put(name, number)
+        run(self.call, [args.values] * thread_count(self.threads, len(blocks.x)))
+
+
+class Stepper:
+    """Runs steps over paths, from and to the layout of callers."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        substeps: int,
+        threads: int | None,
+        x: np.ndarray,
+        rng: np.ndarray,
+        memory: Any,
+    ) -> None:
+        self._engine, self._memory = engine, memory
+        self._advance = Advancer(engine, substeps, threads)
+        self._per = 1 if isinstance(engine.process, SGD) else substeps
+        self._blocks = to_blocks(engine, x, rng, memory)
+
+    def __call__(self, first: int, steps: int) -> np.ndarray:
+        """Positions (M, d) after `steps` more SGD steps, counted from `first`."""
+        self._advance(first * self._per, steps * self._per, self._blocks)
+        return unblocked(self._blocks.x, self._blocks.count, np.float64)
+
+    def state(self) -> tuple[np.ndarray, Any]:
+        """(generators, memory) now."""
+        _, rng, memory = from_blocks(self._engine, self._blocks, self._memory)
+        return rng, memory

@@ -1,0 +1,434 @@
+"""Kernels: a process's step in vector code, inside the loops that run it.
+
+A `Recipe` says how one step changes x; `advance_source` and `exit_source` put it into loops
+over time and over blocks of lanes. Blocks are handed to threads by an atomic counter, and lanes
+that are done are refilled from another, so that no thread waits and no lane idles; what a path
+does depends on its own numbers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from . import elementary
+from .emit import emit
+from .ir import Scalar
+from .lowering import Nodes
+from .vector import Code, Val, Var, module
+
+# Places in the argument array of a kernel: addresses, whole numbers, and the address of reals.
+ARGS = (
+    "x", "rng", "velocity", "order", "queue", "blocks", "steps", "first", "reals", "batch",
+    "table", "rows", "weights", "paths", "starts", "states", "left", "points", "horizon",
+    "chunk", "budget", "ids", "taken", "live", "sums", "counts", "every", "edges",
+)  # fmt: skip
+REALS = ("drift", "noise", "eta", "momentum", "half_eta", "bridge")
+
+
+@dataclass(frozen=True)
+class Expressions:
+    """Lowered code: outputs (arrays of nodes flattened), over inputs named by their arrays."""
+
+    outputs: list[Scalar]
+
+    @staticmethod
+    def of(arrays: list[Nodes]) -> Expressions:
+        """The flattened outputs of `lowering.lower`."""
+        return Expressions([v for a in arrays for v in a.ravel()])
+
+
+@dataclass
+class Context:
+    """A kernel's moving parts while a step is being written."""
+
+    code: Code
+    kind: str
+    dim: int
+    block: Val | None = None
+    x: list[Var] = field(default_factory=list)
+    rng: list[Var] = field(default_factory=list)
+    velocity: list[Var] = field(default_factory=list)
+    step: Val | None = None
+    order: Val | None = None
+    loaded: dict[str, Val] = field(default_factory=dict)
+
+    def whole(self, name: str) -> Val:
+        """A whole-number argument."""
+        return self.code.load(self.code.args[0], "i64", self.code.i64(ARGS.index(name)))
+
+    def address(self, name: str) -> Val:
+        """An address argument; the address of the arguments themselves for ""."""
+        if not name:
+            return self.code.args[0]
+        return self.code.load(self.code.args[0], "ptr", self.code.i64(ARGS.index(name)))
+
+    def real(self, name: str) -> Val:
+        """A real argument in every lane; read once, ahead of the loops."""
+        return self.loaded[name]
+
+    def read_reals(self) -> None:
+        """Put all real arguments into registers."""
+        c, reals = self.code, self.address("reals")
+        for k, name in enumerate(REALS):
+            value = c.real(c.load(reals, "f64", c.i64(k)), self.kind)
+            self.loaded[name] = c.splat(value)
+        for name in ("table", "weights"):
+            self.loaded[name] = self.address(name)
+        for name in ("batch", "rows"):
+            self.loaded[name] = self.whole(name)
+
+    def zeros(self, count: int) -> list[Var]:
+        """Fresh accumulators."""
+        c = self.code
+        return [c.var(self.kind, value=c.const(0.0, self.kind)) for _ in range(count)]
+
+    def word(self) -> Val:
+        """The next word of every lane's xoshiro128++."""
+        c = self.code
+        s0, s1, s2, s3 = (v.get() for v in self.rng)
+        out = c.add(_rotated(c, c.add(s0, s3), 7), s0)
+        t = c.shift("shl", s1, 9)
+        s2, s3 = c.binary("xor", s2, s0), c.binary("xor", s3, s1)
+        s1, s0 = c.binary("xor", s1, s2), c.binary("xor", s0, s3)
+        s2, s3 = c.binary("xor", s2, t), _rotated(c, s3, 11)
+        for var, value in zip(self.rng, (s0, s1, s2, s3), strict=True):
+            var.set(value)
+        return out
+
+    def normals(self, count: int) -> list[Val]:
+        """Standard normals, drawn in pairs; a spare one is thrown away."""
+        out: list[Val] = []
+        per = 2 if self.kind == "f32" else 4
+        for _ in range((count + 1) // 2):
+            words = [self.word() for _ in range(per)]
+            out.extend(elementary.normal_pair(self.code, self.kind, words))
+        return out[:count]
+
+    def below(self, bound: Val) -> Val:
+        """A whole number in 0 ... bound - 1 in every lane (`streams.index_below`)."""
+        c = self.code
+        wide = c.cast("zext", self.word(), "i64")
+        return c.shift("lshr", c.mul(wide, c.splat(bound)), 32)
+
+    def evaluate(self, code: Expressions, **inputs: list[Val]) -> list[Val]:
+        """Outputs of lowered code at these values of its input arrays."""
+        table = {f"{name}{k}": v for name, vs in inputs.items() for k, v in enumerate(vs)}
+        return emit(self.code, code.outputs, table, self.kind)
+
+
+def _rotated(c: Code, x: Val, k: int) -> Val:
+    return c.call("fshl", x, x, c.like(k, x))
+
+
+Step = Callable[[Context], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A step in vector code, and what it needs besides positions and generators.
+
+    Attributes
+    ----------
+    step
+        Writes one step into a context.
+    dim
+        Dimension of x.
+    velocity, order
+        Whether paths carry a velocity, an order of the data.
+    wide
+        Whether a step is so short that two registers per value pay.
+    """
+
+    step: Step
+    dim: int
+    velocity: bool = False
+    order: bool = False
+    wide: bool = False
+
+    def lanes(self, kind: str) -> int:
+        """Paths side by side."""
+        native = 16 if kind == "f32" else 8
+        return 2 * native if self.wide else native
+
+
+# -- draws and gradients ----------------------------------------------------------------------
+def gathered(ctx: Context, index: Val, columns: int, stride: int) -> list[Val]:
+    """Row `index` (per lane) of the data table: one value per column."""
+    c, table = ctx.code, ctx.loaded["table"]
+    base = c.mul(index, c.like(stride, index))
+    if stride == ctx.code.lanes:
+        return _transposed_rows(ctx, base)[:columns]
+    return [
+        c.gather(table, ctx.kind, c.add(base, c.like(k, base)) if k else base)
+        for k in range(columns)
+    ]
+
+
+def _transposed_rows(ctx: Context, base: Val) -> list[Val]:
+    """As many columns as lanes: whole rows are loaded and transposed in registers."""
+    c, n = ctx.code, ctx.code.lanes
+    rows = [
+        c.load(ctx.loaded["table"], ctx.kind, c.extract(base, lane), lanes=n) for lane in range(n)
+    ]
+    half = n // 2
+    while half:
+        order_low = [k if k & half == 0 else n + (k - half) for k in range(n)]
+        order_high = [k + half if k & half == 0 else n + k for k in range(n)]
+        done = list(rows)
+        for i in range(n):
+            if i & half == 0:
+                a, b = rows[i], rows[i + half]
+                done[i], done[i + half] = c.shuffle(a, b, order_low), c.shuffle(a, b, order_high)
+        rows, half = done, half // 2
+    return rows
+
+
+def uniform_row(ctx: Context, row: Val, columns: int, stride: int) -> list[Val]:
+    """Row `row` of the data table, the same in all lanes."""
+    c, table = ctx.code, ctx.loaded["table"]
+    base = c.mul(row, c.i64(stride))
+    return [c.splat(c.load(table, ctx.kind, c.add(base, c.i64(k)))) for k in range(columns)]
+
+
+def accumulate(ctx: Context, sums: list[Var], values: list[Val], weight: Val | None) -> None:
+    """``sums += weight * values``."""
+    for total, v in zip(sums, values, strict=True):
+        old = total.get()
+        total.set(ctx.code.add(old, v) if weight is None else ctx.code.fma(weight, v, old))
+
+
+def descend(ctx: Context, sums: list[Var], momentum: bool) -> None:
+    """``x -= eta/B * sums``, through the velocity when there is momentum.
+
+    The real argument "drift" holds -eta/B, or 1/B when a velocity stands between.
+    """
+    c = ctx.code
+    for k, total in enumerate(sums):
+        x = ctx.x[k].get()
+        if not momentum:
+            ctx.x[k].set(c.fma(ctx.real("drift"), total.get(), x))
+            continue
+        g = c.mul(ctx.real("drift"), total.get())
+        v = c.fma(ctx.real("momentum"), ctx.velocity[k].get(), g)
+        ctx.velocity[k].set(v)
+        ctx.x[k].set(c.fma(c.neg(ctx.real("eta")), v, x))
+
+
+# -- loops ------------------------------------------------------------------------------------
+def advance_source(recipe: Recipe, kind: str) -> str:
+    """LLVM text of ``advance``: every block of paths runs `steps` steps."""
+    c = Code("advance", ["args"], recipe.lanes(kind))
+    ctx = Context(c, kind, recipe.dim)
+    ctx.read_reals()
+    steps, first, blocks = ctx.whole("steps"), ctx.whole("first"), ctx.whole("blocks")
+    last = c.add(first, steps)
+    with c.repeat() as done:
+        ctx.block = take_from(c, ctx.address("queue"))
+        c.leave_if(c.compare("sge", ctx.block, blocks), done)
+        _load_block(ctx, recipe)
+        with c.loop(last, first) as k:
+            ctx.step = k
+            recipe.step(ctx)
+        _store_block(ctx)
+    return module([c])
+
+
+def take_from(c: Code, queue: Val) -> Val:
+    """The next number of a counter shared by all threads."""
+    return c.emit("i64", 1, f"atomicrmw add ptr {queue.text}, i64 1 monotonic")
+
+
+def _rows_of(ctx: Context, name: str, kind: str, count: int) -> list[tuple[Val, Val]]:
+    """(array, first element) of each of `count` rows of this block."""
+    c = ctx.code
+    assert ctx.block is not None
+    base = c.mul(ctx.block, c.i64(count * c.lanes))
+    array = ctx.address(name)
+    return [(array, c.add(base, c.i64(k * c.lanes))) for k in range(count)]
+
+
+def _load_block(ctx: Context, recipe: Recipe) -> None:
+    c = ctx.code
+
+    def fetch(name: str, kind: str, count: int) -> list[Var]:
+        return [
+            c.var(kind, value=c.load(p, kind, at, c.lanes))
+            for p, at in _rows_of(ctx, name, kind, count)
+        ]
+
+    ctx.x = fetch("x", ctx.kind, recipe.dim)
+    ctx.rng = fetch("rng", "i32", 4)
+    if recipe.velocity:
+        ctx.velocity = fetch("velocity", ctx.kind, recipe.dim)
+    if recipe.order:
+        assert ctx.block is not None
+        size = c.mul(ctx.loaded["rows"], c.i64(c.lanes))
+        ctx.order = c.at(ctx.address("order"), "i32", c.mul(ctx.block, size))
+
+
+def _store_block(ctx: Context) -> None:
+    for name, kind, values in (
+        ("x", ctx.kind, ctx.x), ("rng", "i32", ctx.rng), ("velocity", ctx.kind, ctx.velocity)
+    ):  # fmt: skip
+        if values:
+            for (p, at), v in zip(_rows_of(ctx, name, kind, len(values)), values, strict=True):
+                ctx.code.store(v.get(), p, at)
+
+
+# -- first exits ------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class Exit:
+    """What is tested after every step, as lowered code over x.
+
+    Attributes
+    ----------
+    level
+        Negative inside the domain.
+    spread
+        For the bridge correction: variance of the level per unit of time, at x.
+    """
+
+    level: Expressions
+    spread: Expressions | None = None
+
+
+def exit_source(recipe: Recipe, kind: str, test: Exit) -> str:
+    """LLVM text of ``exits``: lanes run until their paths leave, then take the next path.
+
+    A call runs at most `budget` chunks of `chunk` steps. Exits are noted inside a chunk and
+    booked at its end; what a lane does between its exit and the chunk's end is thrown away.
+    """
+    c = Code("exits", ["args"], recipe.lanes(kind))
+    ctx = Context(c, kind, recipe.dim)
+    ctx.read_reals()
+    ctx.block = c.i64(0)
+    points = c.array(kind, recipe.dim * c.lanes)
+    events = c.array("i32", c.lanes)
+    with c.loop(ctx.whole("budget")):
+        live = ctx.whole("live")
+        with c.when(c.compare("sgt", live, c.i64(0))):
+            _load_block(ctx, recipe)
+            found = _run_chunk(ctx, recipe, test, points, events)
+            _store_block(ctx)
+            with c.when(found):
+                _book_exits(ctx, recipe, points, events)
+    return module([c])
+
+
+def _run_chunk(ctx: Context, recipe: Recipe, test: Exit, points: Val, events: Val) -> Val:
+    """`chunk` steps; notes the first event of every lane; whether a live lane had one."""
+    c = ctx.code
+    taken = c.load(ctx.address("taken"), "i64", lanes=c.lanes)
+    rest = c.sub(c.splat(ctx.whole("horizon")), taken)
+    rest = c.call("smin", rest, c.like(2**30, rest))
+    rest = c.cast("trunc", rest, "i32")
+    event = c.var("i32", value=c.const(0, "i32"))
+    where = [c.var(ctx.kind, value=v.get()) for v in ctx.x]
+    inside = _Bridge(ctx, test)
+    with c.loop(ctx.whole("chunk")) as t:
+        ctx.step = t  # lanes start epochs together: see `exits.chunk_of`
+        inside.before()
+        recipe.step(ctx)
+        out = inside.left()
+        number = c.splat(c.cast("trunc", c.add(t, c.i64(1)), "i32"))
+        old = event.get()
+        over = c.binary("or", out, c.compare("eq", number, rest))
+        new = c.binary("and", over, c.compare("eq", old, c.like(0, old)))
+        minus = c.sub(c.like(0, number), number)
+        event.set(c.select(new, c.select(out, number, minus), old))
+        for spot, x in zip(where, ctx.x, strict=True):
+            spot.set(c.select(new, x.get(), spot.get()))
+    for k, spot in enumerate(where):
+        c.store(spot.get(), points, c.i64(k * c.lanes))
+    ids = c.load(ctx.address("ids"), "i64", lanes=c.lanes)
+    noted = event.get()
+    awake = c.compare("sge", ids, c.like(0, ids))
+    happened = c.binary("and", awake, c.compare("ne", noted, c.like(0, noted)))
+    c.store(c.select(happened, noted, c.like(0, noted)), events)
+    c.store(c.add(taken, c.splat(ctx.whole("chunk"))), ctx.address("taken"))
+    return c.any(happened)
+
+
+class _Bridge:
+    """The test for having left: the level, or a Brownian bridge between two levels."""
+
+    def __init__(self, ctx: Context, test: Exit) -> None:
+        self.ctx, self.test = ctx, test
+        self.level: Val | None = None
+        self.variance: Val | None = None
+
+    def before(self) -> None:
+        """Read off the start of the step."""
+        if self.test.spread is None:
+            return
+        c, ctx = self.ctx.code, self.ctx
+        x = [v.get() for v in ctx.x]
+        self.level = ctx.evaluate(self.test.level, x=x)[0]
+        self.variance = c.mul(ctx.real("bridge"), ctx.evaluate(self.test.spread, x=x)[0])
+
+    def left(self) -> Val:
+        """Whether the path left during the step; NaN counts as outside."""
+        c, ctx = self.ctx.code, self.ctx
+        level = ctx.evaluate(self.test.level, x=[v.get() for v in ctx.x])[0]
+        out = c.compare("uge", level, c.like(0.0, level))
+        if self.level is None or self.variance is None:
+            return out
+        # P(a bridge from l0 < 0 to l1 < 0 touches 0) = exp(-2 l0 l1 / variance).
+        exponent = c.div(c.mul(c.mul(c.like(-2.0, level), self.level), level), self.variance)
+        u = c.real(elementary.uniform(c, ctx.word(), ctx.word()), ctx.kind)
+        touched = c.compare("olt", u, elementary.exp(c, exponent))
+        return c.binary("or", out, touched)
+
+
+def _book_exits(ctx: Context, recipe: Recipe, points: Val, events: Val) -> None:
+    c = ctx.code
+    with c.loop(c.i64(c.lanes)) as lane:
+        event = c.load(events, "i32", lane)
+        with c.when(c.compare("ne", event, c.i32(0))):
+            _book_one(ctx, recipe, points, event, lane)
+            _refill(ctx, recipe, lane)
+
+
+def _book_one(ctx: Context, recipe: Recipe, points: Val, event: Val, lane: Val) -> None:
+    """left[id] = steps taken, negative when censored; points[id] = position."""
+    c = ctx.code
+    ids, taken = ctx.address("ids"), ctx.address("taken")
+    path = c.load(ids, "i64", lane)
+    before = c.sub(c.load(taken, "i64", lane), ctx.whole("chunk"))
+    number = c.cast("sext", event, "i64")
+    censored = c.compare("slt", number, c.i64(0))
+    steps = c.add(before, c.select(censored, c.sub(c.i64(0), number), number))
+    c.store(c.select(censored, c.sub(c.i64(0), steps), steps), ctx.address("left"), path)
+    base = c.mul(path, c.i64(recipe.dim))
+    for k in range(recipe.dim):
+        value = c.load(points, ctx.kind, c.add(lane, c.i64(k * c.lanes)))
+        c.store(value, ctx.address("points"), c.add(base, c.i64(k)))
+
+
+def _refill(ctx: Context, recipe: Recipe, lane: Val) -> None:
+    """The next path takes the lane, or the lane falls asleep."""
+    c = ctx.code
+    ids, taken, live = ctx.address("ids"), ctx.address("taken"), ctx.address("")
+    path = take_from(c, ctx.address("queue"))
+    more = c.compare("slt", path, ctx.whole("paths"))
+    c.store(c.select(more, path, c.i64(-1)), ids, lane)
+    c.store(c.i64(0), taken, lane)
+    awake = c.load(live, "i64", c.i64(ARGS.index("live")))
+    fewer = c.select(more, awake, c.sub(awake, c.i64(1)))
+    c.store(fewer, live, c.i64(ARGS.index("live")))
+    with c.when(more):
+        for name, source, kind, count in (
+            ("x", "starts", ctx.kind, recipe.dim), ("rng", "states", "i32", 4)
+        ):  # fmt: skip
+            base = c.mul(path, c.i64(count))
+            for k in range(count):
+                value = c.load(ctx.address(source), kind, c.add(base, c.i64(k)))
+                c.store(value, ctx.address(name), c.add(lane, c.i64(k * c.lanes)))
+        for k in range(recipe.dim if recipe.velocity else 0):
+            zero = c.const(0.0, ctx.kind, 1)
+            c.store(zero, ctx.address("velocity"), c.add(lane, c.i64(k * c.lanes)))
+        if recipe.order:
+            with c.loop(ctx.loaded["rows"]) as row:
+                entry = c.cast("trunc", row, "i32")
+                c.store(entry, ctx.address("order"), c.add(lane, c.mul(row, c.i64(c.lanes))))

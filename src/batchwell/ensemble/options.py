@@ -1,0 +1,156 @@
+"""How an ensemble is run: which engine, precision, device, scheme, and how many threads."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from ..dynamics import SGD, Process
+from ..errors import InputError, one_of, require, whole
+
+ENGINES = ("auto", "fused", "xla")
+PRECISIONS = ("float64", "float32")
+DEVICES = ("cpu", "cuda")
+SCHEMES = ("heun", "euler")
+# Below this step, increments fall under the rounding of a float32 state (measured: -2 % at 1e-6).
+SMALLEST_FLOAT32_STEP = 1e-5
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments that every ensemble function takes.
+
+    Attributes
+    ----------
+    engine
+        "auto" (fused code where the loss allows it, else XLA), "fused" or "xla".
+    fallback
+        With "auto": False refuses a loss that has no fused form instead of running it on XLA.
+    precision
+        "float64", or "float32": positions and arithmetic in float32, and Gaussian noise from
+        half as many random words (`streams.normal_pair32`).
+    threads
+        CPU threads of the fused engine; all allowed ones by default. Results do not depend on it.
+    device
+        "cpu" or "cuda".
+    scheme
+        For diffusions: "heun" (drift of second order) or "euler" (Euler-Maruyama).
+    """
+
+    engine: str
+    fallback: bool
+    precision: str
+    threads: int | None
+    device: str
+    scheme: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`Options`, checked."""
+
+    engine: str = "auto"
+    fallback: bool = True
+    precision: str = "float64"
+    threads: int | None = None
+    device: str = "cpu"
+    scheme: str = "heun"
+
+
+class SlowerEngine(UserWarning):
+    """A loss runs on XLA because it has no fused form."""
+
+
+def checked(process: Process, substeps: int, options: dict[str, Any]) -> Settings:
+    """The settings that `options` ask for.
+
+    Raises
+    ------
+    InputError
+        Naming the option, its value and what is allowed.
+    """
+    unknown = sorted(set(options) - set(Options.__annotations__))
+    require(not unknown, "options", unknown, "must be among " + ", ".join(Options.__annotations__))
+    out = Settings(**options)
+    one_of("engine", out.engine, ENGINES)
+    one_of("precision", out.precision, PRECISIONS)
+    one_of("device", out.device, DEVICES)
+    one_of("scheme", out.scheme, SCHEMES)
+    if out.threads is not None:
+        whole("threads", out.threads)
+    if out.engine == "xla":
+        _only_fused("precision", out.precision, "float64")
+        _only_fused("scheme", out.scheme, "heun")
+        _only_fused("device", out.device, "cpu")
+    if out.precision == "float32":
+        _float32_is_safe(process, substeps)
+    return out
+
+
+def _only_fused(key: str, value: str, only: str) -> None:
+    require(value == only, key, value, f"must be {only} with engine='xla'; use engine='fused'")
+
+
+def _float32_is_safe(process: Process, substeps: int) -> None:
+    parts = 1 if isinstance(process, SGD) else substeps
+    step = process.learning_rate / parts
+    if step < SMALLEST_FLOAT32_STEP:
+        raise InputError(
+            "precision",
+            "float32",
+            f"is unsafe at steps of {step:g} (rounding eats "
+            f"the drift below {SMALLEST_FLOAT32_STEP:g}); use precision='float64'",
+        )
+
+
+_told: set[str] = set()
+
+
+def fall_back(settings: Settings, reason: str) -> None:
+    """Say once, in one sentence, why XLA runs this; refuse where that was not wanted."""
+    if settings.engine == "fused" or not settings.fallback:
+        raise InputError(
+            "engine",
+            "fused",
+            f"cannot run this: {reason}; use engine='xla', or write the loss without it",
+        )
+    _only_fused("precision", settings.precision, "float64")
+    _only_fused("scheme", settings.scheme, "heun")
+    _only_fused("device", settings.device, "cpu")
+    if reason not in _told:
+        _told.add(reason)
+        warnings.warn(
+            f"simulating on XLA because {reason}: the same answer to rounding, "
+            "at roughly 3 to 10 times the time",
+            SlowerEngine,
+            stacklevel=4,
+        )
+
+
+def require_memory(need: int) -> None:
+    """Refuse an ensemble of `need` bytes when the machine has not that much left."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return
+    free = max(free, _available())
+    if need > free:
+        raise InputError(
+            "paths",
+            f"{need / 2**30:.1f} GiB",
+            f"exceeds the {free / 2**30:.1f} GiB "
+            "of free memory; run fewer paths at a time (results do not depend on it)",
+        )
+
+
+def _available() -> int:
+    """MemAvailable of Linux, which counts the page cache as free; 0 elsewhere."""
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

@@ -1,0 +1,157 @@
+"""The fused engine against XLA on the same random bits: generators equal, positions to rounding.
+
+XLA runs `step.step_of`, a few lines of jax.numpy for one path; it shares no code with the fused
+kernels but the losses themselves.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from batchwell import (
+    NOISES,
+    SGD,
+    additive,
+    ball,
+    diffusion,
+    diffusion_approximation,
+    finite_sum,
+    half_space,
+    sampled,
+)
+from batchwell.ensemble import advance, first_exits, start
+from batchwell.errors import Divergence, InputError
+
+
+def well(x):
+    return (x[0] ** 2 - 1) ** 2 / 4
+
+
+def network(n=13):
+    rng = np.random.default_rng(22)
+    features = rng.standard_normal((n, 4))
+    labels = np.where(rng.random(n) < 0.5, -1, 1)  # whole numbers on purpose
+
+    def loss(w, z):
+        features, label = z
+        hidden = jnp.tanh(w[:8].reshape(2, 4) @ features + w[8:10])
+        return jnp.logaddexp(0.0, -label * (w[10:12] @ hidden)) + 5e-4 * w @ w
+
+    return finite_sum(loss, (features, labels), 12)
+
+
+NETWORK, EVEN = network(), network(12)
+PLANE = additive(lambda x: jnp.sum(jnp.cos(x)) + x @ x, dim=3, scale=np.eye(3)[:, :2])
+PRODUCT = sampled(
+    lambda x, z: (1 + 0.8 * z[0]) * x @ x / 2 + z[1] * x[0] + z[2] * x[1], "gaussian", 2, 3
+)
+MAIER_STEIN = diffusion(
+    lambda x: jnp.array([x[0] - x[0] ** 3 - 10 * x[0] * x[1] ** 2, -(1 + x[0] ** 2) * x[1]]),
+    lambda x: 0.3 * jnp.eye(2) * (1 + x[0] ** 2), 2, 0.1,
+)  # fmt: skip
+PROCESSES = {
+    **{f"{law} B={b}": SGD(additive(well, law, scale=0.7), 0.1, b) for law in NOISES for b in (1, 3)},
+    "momentum": SGD(PLANE, 0.1, 2, momentum=0.5),
+    "multiplicative": SGD(PRODUCT, 0.1, 3),
+    "data": SGD(NETWORK, 0.5, 4),
+    "subset": SGD(NETWORK, 0.5, 4, "without_replacement"),
+    "epochs": SGD(EVEN, 0.1, 4, "reshuffle"),
+    "epochs with momentum": SGD(EVEN, 0.1, 4, "reshuffle", 0.9),
+    "own diffusion": MAIER_STEIN,
+    **{f"plane, order {k}": diffusion_approximation(SGD(PLANE, 0.1, 2), k) for k in (1, 2)},
+    **{f"product, order {k}": diffusion_approximation(SGD(PRODUCT, 0.1), k) for k in (1, 2)},
+    **{f"data, order {k}": diffusion_approximation(SGD(NETWORK, 0.5, 4), k) for k in (1, 2)},
+    "momentum diffusion": diffusion_approximation(SGD(NETWORK, 0.1, 4, momentum=0.5)),
+}  # fmt: skip
+
+
+def begin(process, paths, dim=None):
+    dim = dim or (process.loss.dim if isinstance(process, SGD) else process.dim)
+    return start(process, np.linspace(0.2, 0.4, dim), paths, seed=3, substeps=2)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_same_paths(name):
+    process = PROCESSES[name]
+    state = begin(process, 19)
+    for steps in (2, 5):
+        fused = advance(process, state, steps, substeps=2, engine="fused")
+        plain = advance(process, state, steps, substeps=2, engine="xla")
+        np.testing.assert_array_equal(fused.rng, plain.rng)
+        np.testing.assert_allclose(fused.x, plain.x, rtol=1e-12, atol=1e-13)
+        for a, b in zip(_leaves(fused.memory), _leaves(plain.memory), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+        state = fused
+
+
+def _leaves(memory):
+    import jax
+
+    return [np.asarray(a) for a in jax.tree.leaves(memory)]
+
+
+EXITS = {
+    "well": (SGD(additive(well, scale=1.0), 0.2), [-1.0], half_space([1.0], 0.0), 400),
+    "censored": (SGD(additive(well, scale=1.0), 0.2), [-1.0], half_space([1.0], 0.0), 37),
+    "diffusion": (PROCESSES["plane, order 1"], [0.1, 0.2, 0.3], ball([0.1, 0.2, 0.3], 0.6), 200),
+    "momentum": (SGD(additive(well, "rademacher"), 0.2, 1, momentum=0.5), [-1.0],
+                 half_space([1.0], 0.0), 200),
+    "data": (SGD(NETWORK, 0.5, 2), np.full(12, 0.3), ball(np.full(12, 0.3), 1.2), 150),
+    "subset": (SGD(NETWORK, 0.5, 2, "without_replacement"), np.full(12, 0.3),
+               ball(np.full(12, 0.3), 1.2), 150),
+    "epochs": (SGD(EVEN, 0.5, 2, "reshuffle"), np.full(12, 0.3), ball(np.full(12, 0.3), 1.2), 153),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXITS)
+def test_same_exits(name):
+    process, x0, domain, horizon = EXITS[name]
+    fused = first_exits(process, x0, domain, horizon, 100, seed=5, substeps=2, engine="fused")
+    plain = first_exits(process, x0, domain, horizon, 100, seed=5, substeps=2, engine="xla")
+    np.testing.assert_array_equal(fused.steps, plain.steps)
+    np.testing.assert_array_equal(fused.observed, plain.observed)
+    np.testing.assert_allclose(fused.points, plain.points, rtol=1e-9, atol=1e-10)
+    assert fused.observed.any()
+
+
+@pytest.mark.parametrize("name", ["gaussian B=1", "data", "subset", "data, order 1"])
+def test_bits_do_not_depend_on_chunks_lanes_or_threads(name):
+    process = PROCESSES[name]
+    whole = advance(process, begin(process, 41), 6, substeps=2, threads=1)
+    state = begin(process, 41)
+    for steps in (1, 2, 3):
+        state = advance(process, state, steps, substeps=2, threads=3)
+    np.testing.assert_array_equal(whole.x, state.x)
+    np.testing.assert_array_equal(whole.rng, state.rng)
+    few = advance(process, begin(process, 41).take([40, 3]), 6, substeps=2)
+    np.testing.assert_array_equal(few.x, whole.x[[40, 3]])
+
+
+@pytest.mark.parametrize("name", ["well", "data", "epochs"])
+def test_exits_do_not_depend_on_threads(name):
+    process, x0, domain, horizon = EXITS[name]
+    one = first_exits(process, x0, domain, horizon, 90, seed=5, threads=1)
+    two = first_exits(process, x0, domain, horizon, 90, seed=5, threads=3)
+    rest = first_exits(process, x0, domain, horizon, [89, 7], seed=5)
+    np.testing.assert_array_equal(one.steps, two.steps)
+    np.testing.assert_array_equal(one.points, two.points)
+    np.testing.assert_array_equal(one.points[[89, 7]], rest.points)
+
+
+def test_divergence_is_reported():
+    process = SGD(additive(lambda x: x[0] ** 4), 1.0)
+    with pytest.raises(Divergence, match="path 0"):
+        advance(process, start(process, [5.0], 4, seed=0), 50)
+    with pytest.raises(Divergence, match="diverged"):
+        first_exits(process, [5.0], ball([0.0], 1e300), 50, 4, seed=0)
+
+
+def test_options_are_checked():
+    process = SGD(additive(well), 1e-6)
+    state = start(process, [0.5], 4, seed=0)
+    with pytest.raises(InputError, match="unsafe at steps of 1e-06"):
+        advance(process, state, 1, precision="float32")
+    with pytest.raises(InputError, match="engine = 'fast'"):
+        advance(process, state, 1, engine="fast")
+    with pytest.raises(InputError, match="of free memory"):
+        start(process, [0.5], 10**13, seed=0)
