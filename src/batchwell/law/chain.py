@@ -1,0 +1,316 @@
+"""Transfer operators of SGD in 1-D: panels of Gauss-Legendre nodes, or push-forward of atoms.
+
+Three discretisations of mu -> law of x - eta g(x):
+
+"nystrom"  Gaussian-like noise: the step density on panels of Gauss-Legendre nodes. Converges
+           spectrally; every rate is non-negative and exits come from the noise's own tails.
+"hat"      densities with kinks, and finite data: mass that lands between two grid points is split
+           between them, which keeps mass, mean and sign. Second order in the mesh.
+"spectral" finite data, expectations only: values interpolated by polynomials on panels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from ..dynamics import SGD
+from ..errors import InputError, one_of, require, whole
+from .interval import Interval, Place, interval
+from .kernel import AtomKernel, DensityKernel, Kernel, kernel
+from .operator import Operator, check_bytes, check_memory
+
+Floats = NDArray[np.float64]
+
+PANEL = 16  # nodes per panel of the fine mesh
+COARSE_PANEL = 12
+PANEL_WIDTH = 3.5  # standard deviations of one step per panel
+HAT_NODES = 1600
+MAX_NODES = 40000
+METHODS = ("auto", "nystrom", "hat", "spectral")
+
+
+def chain_operator(
+    sgd: SGD,
+    place: Place,
+    nodes: int | None = None,
+    method: str = "auto",
+    include: tuple[float, ...] = (),
+) -> Operator:
+    """`transfer_operator` in 1-D (see there)."""
+    method = one_of("method", method, METHODS)
+    step = kernel(sgd)
+    smooth = isinstance(step, DensityKernel) and step.law.smooth
+    if method == "auto":
+        method = "nystrom" if smooth else "hat"
+    ends = interval(sgd, place, include)
+    if method == "nystrom":
+        require(smooth, "method", method, "needs noise with a smooth density; use 'hat'")
+        assert isinstance(step, DensityKernel)
+        return _nystrom(step, ends, nodes)
+    if method == "spectral":
+        if not isinstance(step, AtomKernel):
+            raise InputError("method", method, "is for finite data or noise with atoms")
+        return _spectral(step, ends, nodes)
+    return _hat(step, ends, nodes)
+
+
+# ------------------------------------------------------------------ nystrom
+
+
+def _nystrom(step: DensityKernel, ends: Interval, nodes: int | None) -> Operator:
+    edges = _panel_edges(step, ends, nodes)
+    coarse = _nystrom_on(step, ends, edges, COARSE_PANEL, None)
+    return _nystrom_on(step, ends, edges, PANEL, coarse)
+
+
+def _panel_edges(step: DensityKernel, ends: Interval, nodes: int | None) -> Floats:
+    """Panel ends such that no panel is wider than a few standard deviations of a step."""
+    if nodes is not None:
+        return np.linspace(ends.lower, ends.upper, max(1, whole("nodes", nodes, 16) // PANEL) + 1)
+    x = np.linspace(ends.lower, ends.upper, 257)
+    std = np.sqrt(step.covariance(x[:, None])[:, 0, 0])
+    require(
+        float(std.min()) > 0,
+        "noise",
+        f"variance 0 at x = {x[int(np.argmin(std))]:.6g}",
+        "must not vanish inside the domain: the step has no density there",
+    )
+    # Number of panels as the integral of 1 / (allowed width), ends at equal shares of it.
+    local = np.minimum(std[1:], std[:-1])
+    share = np.concatenate([[0.0], np.cumsum(np.diff(x) / (PANEL_WIDTH * step.law.width * local))])
+    count = max(2, math.ceil(share[-1]))
+    check_memory("learning_rate", step.sgd.learning_rate, count * PANEL)
+    return np.interp(np.linspace(0, share[-1], count + 1), share, x)
+
+
+def _panel_nodes(edges: Floats, q: int) -> tuple[Floats, Floats]:
+    t, w = np.polynomial.legendre.leggauss(q)
+    half, middle = np.diff(edges) / 2, (edges[1:] + edges[:-1]) / 2
+    return (middle[:, None] + half[:, None] * t).ravel(), (half[:, None] * w).ravel()
+
+
+def _nystrom_on(
+    step: DensityKernel, ends: Interval, edges: Floats, q: int, coarse: Operator | None
+) -> Operator:
+    y, w = _panel_nodes(edges, q)
+    check_memory("nodes", len(y), len(y))
+
+    def row(x: Floats) -> tuple[Floats, Floats]:
+        centre, spread = step.centre(x)[:, 0], step.spread(x)
+        z = (y - centre[:, None]) / spread[:, None]
+        rates = step.law.pdf(z) * (w / np.abs(spread)[:, None])
+        exits = _tails(step, ends, centre, spread)
+        return _close_open_ends(ends, rates, exits)
+
+    rates, exits = row(y[:, None])
+    return Operator(
+        "chain",
+        y[:, None],
+        w,
+        rates,
+        exits,
+        ("lower", "upper"),
+        row,
+        order=0,
+        coarse=coarse,
+        method=f"transfer operator, Gauss-Legendre panels, {len(y)} nodes",
+    )
+
+
+def _tails(step: DensityKernel, ends: Interval, centre: Floats, spread: Floats) -> Floats:
+    """Chances (m, 2) of landing below the lower and above the upper end."""
+    low, high = (ends.lower - centre) / spread, (ends.upper - centre) / spread
+    mirrored = spread < 0  # then x' small means zeta large
+    below = np.where(mirrored, step.law.sf(low), step.law.cdf(low))
+    above = np.where(mirrored, step.law.cdf(high), step.law.sf(high))
+    return np.stack([below, above], axis=1)
+
+
+def _close_open_ends(ends: Interval, rates: Any, exits: Floats) -> tuple[Any, Floats]:
+    """Give what crosses a cut end back to the nearest node: nothing is lost there."""
+    for side, is_open, node in ((0, ends.open_lower, 0), (1, ends.open_upper, -1)):
+        if is_open:
+            rates[:, node] += exits[:, side]
+            exits[:, side] = 0.0
+    return rates, exits
+
+
+# ---------------------------------------------------------------------- hat
+
+
+def _hat(step: Kernel, ends: Interval, nodes: int | None) -> Operator:
+    default = HAT_NODES if isinstance(step, AtomKernel) else HAT_NODES // 2
+    count = default if nodes is None else whole("nodes", nodes, 8)
+    check_memory("nodes", count, count, 4.0)
+    coarse = _hat_on(step, ends, (count + 1) // 2, None)
+    return _hat_on(step, ends, 2 * ((count + 1) // 2) - 1, coarse)
+
+
+def _hat_on(step: Kernel, ends: Interval, count: int, coarse: Operator | None) -> Operator:
+    y = np.linspace(ends.lower, ends.upper, count)
+    row = _atom_rows(step, ends, y) if isinstance(step, AtomKernel) else _cell_rows(step, ends, y)
+    rates, exits = row(y[:, None])
+    w = np.full(count, ends.width / (count - 1))
+    w[[0, -1]] /= 2
+    return Operator(
+        "chain",
+        y[:, None],
+        w,
+        rates,
+        exits,
+        ("lower", "upper"),
+        row,
+        order=2,
+        coarse=coarse,
+        image=_image(step, y),
+        method=f"transfer operator, mass-conserving push-forward, {count} nodes",
+    )
+
+
+def _image(step: Kernel, y: Floats) -> Floats:
+    """Ends (n, 2) of where one step from each node can land."""
+    if isinstance(step, AtomKernel):
+        to = step.images(y[:, None])[:, :, 0]
+        return np.stack([to.min(axis=1), to.max(axis=1)], axis=1)
+    centre, spread = step.centre(y[:, None])[:, 0], step.spread(y[:, None])
+    with np.errstate(invalid="ignore"):
+        far = np.stack([centre + spread * e for e in step.law.support], axis=1)
+    return np.sort(far, axis=1)
+
+
+Row = Callable[[Floats], tuple[Any, Floats]]
+
+
+def _atom_rows(step: AtomKernel, ends: Interval, y: Floats) -> Row:
+    h, n = y[1] - y[0], len(y)
+    chances = step.batches.chances
+
+    def row(x: Floats) -> tuple[Floats, Floats]:
+        check_bytes("batch_size", step.sgd.batch_size, 40.0 * len(x) * len(chances))
+        to = step.images(x)[:, :, 0]
+        exits = np.stack([(to <= ends.lower) @ chances, (to >= ends.upper) @ chances], axis=1)
+        inside = (to > ends.lower) & (to < ends.upper)
+        s = np.clip((to - y[0]) / h, 0, n - 1 - 1e-12)
+        cell = s.astype(np.int64)
+        share = s - cell
+        mass = np.where(inside, chances, 0.0)
+        flat = (np.arange(len(x))[:, None] * n + cell).ravel()
+        rates = np.bincount(flat, (mass * (1 - share)).ravel(), len(x) * n)
+        rates += np.bincount(flat + 1, (mass * share).ravel(), len(x) * n)
+        return _close_open_ends(ends, rates.reshape(len(x), n), exits)
+
+    return row
+
+
+def _cell_rows(step: DensityKernel, ends: Interval, y: Floats) -> Row:
+    """Hat functions integrated against the step density, cell by cell, split at its kinks."""
+    n, h = len(y), y[1] - y[0]
+    t, w = np.polynomial.legendre.leggauss(6)
+    t, w = (t + 1) / 2, w / 2
+
+    def shares(centre: Floats, spread: Floats, a: Floats, b: Floats) -> tuple[Floats, Floats]:
+        """Mass landing in [a, b], all arrays (k,), split over the two ends of its cell."""
+        points = a[:, None] + (b - a)[:, None] * t
+        z = (points - centre[:, None]) / spread[:, None]
+        mass = step.law.pdf(z) * w * ((b - a) / np.abs(spread))[:, None]
+        cell = np.clip(np.floor(((a + b) / 2 - y[0]) / h), 0, n - 2)
+        up = (points - (y[0] + h * cell)[:, None]) / h
+        return np.sum(mass * (1 - up), axis=1), np.sum(mass * up, axis=1)
+
+    def row(x: Floats) -> tuple[Floats, Floats]:
+        m = len(x)
+        centre, spread = step.centre(x)[:, 0], step.spread(x)
+        rates = np.zeros((m, n))
+        for c in range(n - 1):  # one cell for all rows: memory stays small
+            low, up = shares(centre, spread, np.full(m, y[c]), np.full(m, y[c + 1]))
+            rates[:, c] += low
+            rates[:, c + 1] += up
+        _resplit(rates, centre, spread)
+        exits = _tails(step, ends, centre, spread)
+        return _close_open_ends(ends, rates, exits)
+
+    def _resplit(rates: Floats, centre: Floats, spread: Floats) -> None:
+        """Redo the cells that hold a kink, in pieces between kinks."""
+        kinks = np.sort(centre[:, None] + spread[:, None] * np.asarray(step.law.kinks), axis=1)
+        cell = np.floor((kinks - y[0]) / h).astype(np.int64)
+        held = np.argwhere((cell >= 0) & (cell < n - 1))
+        for i, c in {(int(k), int(cell[k, j])) for k, j in held}:
+            cuts = np.concatenate([[y[c]], kinks[i][cell[i] == c], [y[c + 1]]])
+            a, b = np.concatenate([cuts[:1], cuts[:-1]]), np.concatenate([[y[c + 1]], cuts[1:]])
+            s = np.full(len(a), spread[i])
+            low, up = shares(np.full(len(a), centre[i]), s, a, b)
+            rates[i, c] += low[1:].sum() - low[0]
+            rates[i, c + 1] += up[1:].sum() - up[0]
+        np.maximum(rates, 0.0, out=rates)
+
+    return row
+
+
+# ----------------------------------------------------------------- spectral
+
+
+def _spectral(step: AtomKernel, ends: Interval, nodes: int | None) -> Operator:
+    panels = max(2, (320 if nodes is None else whole("nodes", nodes, 32)) // PANEL)
+    edges = np.linspace(ends.lower, ends.upper, panels + 1)
+    coarse = _spectral_on(step, ends, edges, COARSE_PANEL, None)
+    return _spectral_on(step, ends, edges, PANEL, coarse)
+
+
+def _spectral_on(
+    step: AtomKernel, ends: Interval, edges: Floats, q: int, coarse: Operator | None
+) -> Operator:
+    y, w = _panel_nodes(edges, q)
+    chances, n = step.batches.chances, len(y)
+    interpolate = panel_interpolation(edges, q)
+
+    def row(x: Floats) -> tuple[Any, Floats]:
+        to = step.images(x)[:, :, 0]
+        exits = np.stack([(to < ends.lower) @ chances, (to > ends.upper) @ chances], axis=1)
+        columns, values = interpolate(np.clip(to.ravel(), ends.lower, ends.upper))
+        inside = (to >= ends.lower) & (to <= ends.upper)
+        values = values * np.where(inside, chances, 0.0).reshape(-1, 1)
+        rows = np.repeat(np.arange(len(x)), to.shape[1] * q)
+        rates = sparse.csr_array((values.ravel(), (rows, columns.ravel())), shape=(len(x), n))
+        return rates, exits
+
+    rates, exits = row(y[:, None])
+    return Operator(
+        "chain",
+        y[:, None],
+        w,
+        rates,
+        exits,
+        ("lower", "upper"),
+        row,
+        order=0,
+        coarse=coarse,
+        positive=False,
+        image=_image(step, y),
+        method=f"backward master equation, polynomial panels, {n} nodes",
+    )
+
+
+def panel_interpolation(edges: Floats, q: int) -> Callable[[Floats], tuple[Any, Floats]]:
+    """``f(points (m,))`` -> columns (m, q) and weights (m, q) of panelwise interpolation."""
+    t, _ = np.polynomial.legendre.leggauss(q)
+    # Barycentric weights of Gauss-Legendre nodes.
+    bary = np.array([1 / np.prod(t[i] - np.delete(t, i)) for i in range(q)])
+
+    def weights(x: Floats) -> tuple[Any, Floats]:
+        panel = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, len(edges) - 2)
+        a, b = edges[panel], edges[panel + 1]
+        gap = (2 * x - a - b)[:, None] / (b - a)[:, None] - t
+        hit = np.abs(gap) < 1e-15
+        terms = bary / np.where(hit, 1.0, gap)
+        values = terms / terms.sum(axis=1, keepdims=True)
+        exact = hit.any(axis=1)
+        values[exact] = hit[exact]
+        return panel[:, None] * q + np.arange(q), values
+
+    return weights

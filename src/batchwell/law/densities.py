@@ -1,0 +1,185 @@
+"""Density of the mean of B noise draws, with tails that keep their relative precision.
+
+A minibatch averages B independent examples; where the gradient is affine in one noise, the
+step kernel of SGD is this density shifted and scaled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+from ..errors import InputError, whole
+from ..noise import Noise
+
+Floats = NDArray[np.float64]
+Curve = Callable[[Floats], Floats]
+
+
+@dataclass(frozen=True)
+class MeanDensity:
+    """Law of the mean of B draws (mean 0, variance 1/B).
+
+    Attributes
+    ----------
+    pdf, cdf, sf
+        Density, lower and upper tail probability.
+    kinks
+        Where the density or one of its low derivatives jumps.
+    smooth
+        Whether it has none (then quadrature converges spectrally).
+    support
+        Ends of the support.
+    width
+        How wide panels may be against a Gaussian's of equal variance.
+    """
+
+    pdf: Curve = field(repr=False)
+    cdf: Curve = field(repr=False)
+    sf: Curve = field(repr=False)
+    support: tuple[float, float]
+    kinks: tuple[float, ...] = ()
+    width: float = 1.0
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the density has no kinks."""
+        return not self.kinks
+
+
+def mean_density(law: Noise, batch_size: int = 1) -> MeanDensity:
+    """Density of the mean of `batch_size` draws of `law`.
+
+    Raises
+    ------
+    InputError
+        The law has atoms, or no closed form is known (Student's t and Pareto beyond B = 1).
+
+    Examples
+    --------
+    >>> from batchwell import noise_law
+    >>> law = mean_density(noise_law("laplace"), 3)
+    >>> x = np.linspace(-8, 8, 4001)
+    >>> round(float(np.sum(x**2 * law.pdf(x)) * (x[1] - x[0])), 6)
+    0.333333
+    """
+    b = whole("batch_size", batch_size)
+    if law.name == "gaussian":
+        return _gaussian(b)
+    if law.name in _MEANS:
+        return _MEANS[law.name](b)
+    if b == 1 and law.name in ("student_t", "pareto"):
+        return _heavy(law)
+    raise InputError(
+        "batch_size",
+        b,
+        f"no density is known for the mean of {b} draws of "
+        f"{law.name} noise (simulate, or use another law)",
+    )
+
+
+def _gaussian(b: int) -> MeanDensity:
+    root = math.sqrt(b)
+
+    def pdf(z: Floats) -> Floats:
+        return (root / math.sqrt(2 * math.pi)) * np.exp(-0.5 * b * z * z)
+
+    return MeanDensity(
+        pdf,
+        lambda z: special.ndtr(root * z),
+        lambda z: special.ndtr(-root * z),
+        (-math.inf, math.inf),
+    )
+
+
+def _uniform(b: int) -> MeanDensity:
+    """Irwin-Hall, as a B-spline: the alternating textbook sum loses all digits in the tails."""
+    edge = math.sqrt(3.0)
+    width = 2 * edge / b  # of one draw's share of the mean
+
+    def spline(t: Floats, degree: int) -> Floats:
+        # Cardinal B-splines on [0, degree + 1] by recursion: sums of non-negative terms only.
+        shifts = np.arange(degree + 1)
+        level = ((t[..., None] >= shifts) & (t[..., None] < shifts + 1)).astype(np.float64)
+        for k in range(1, degree + 1):
+            s = t[..., None] - shifts[: degree + 1 - k]
+            level = (s * level[..., :-1] + (k + 1 - s) * level[..., 1:]) / k
+        return level[..., 0]
+
+    def pdf(z: Floats) -> Floats:
+        return spline((np.asarray(z) + edge) / width, b - 1) / width
+
+    def cdf(z: Floats) -> Floats:
+        t = np.asarray((np.asarray(z) + edge) / width)
+        total = sum(spline(np.asarray(t - j), b) for j in range(b + 1))
+        return np.where(t >= b, 1.0, np.where(t <= 0, 0.0, total))
+
+    knots = tuple(-edge + width * k for k in range(b + 1))
+    return MeanDensity(pdf, cdf, lambda z: cdf(-np.asarray(z)), (-edge, edge), knots)
+
+
+def _laplace(b: int) -> MeanDensity:
+    """Difference of two gamma variables: a polynomial with positive terms times exp(-r)."""
+    scale = 1 / (b * math.sqrt(2.0))
+    j = np.arange(b)
+    log_c = (
+        special.gammaln(b + j)
+        - special.gammaln(b - j)
+        - special.gammaln(j + 1)
+        - j * math.log(2)
+        - special.gammaln(b)
+        - b * math.log(2)
+    )
+
+    def pdf(z: Floats) -> Floats:
+        r = np.abs(np.asarray(z))[..., None] / scale
+        power = np.where(b - 1 - j == 0, 1.0, r ** (b - 1 - j))
+        return np.sum(np.exp(log_c - r) * power, axis=-1) / scale
+
+    def tail(r: Floats) -> Floats:  # upper tail at r >= 0, in units of scale
+        m = b - j  # r^(m-1) e^-r integrates to an upper incomplete gamma function
+        upper = special.gammaincc(m, r[..., None])
+        return np.sum(np.exp(log_c + special.gammaln(m)) * upper, axis=-1)
+
+    def sf(z: Floats) -> Floats:
+        t = tail(np.abs(np.asarray(z)) / scale)
+        return np.where(np.asarray(z) >= 0, t, 1 - t)
+
+    return MeanDensity(pdf, lambda z: sf(-np.asarray(z)), sf, (-math.inf, math.inf), (0.0,))
+
+
+def _exponential(b: int) -> MeanDensity:
+    def shifted(f: Curve) -> Curve:
+        return lambda z: f(b * (np.asarray(z) + 1.0))
+
+    def pdf(t: Floats) -> Floats:
+        safe = np.maximum(t, 1e-300)
+        value = np.exp((b - 1) * np.log(safe) - safe - special.gammaln(b)) * b
+        return np.where(t >= 0, value, 0.0)
+
+    return MeanDensity(
+        shifted(pdf),
+        shifted(lambda t: special.gammainc(b, np.maximum(t, 0))),
+        shifted(lambda t: special.gammaincc(b, np.maximum(t, 0))),
+        (-1.0, math.inf),
+        (-1.0,),
+    )
+
+
+_MEANS = {"uniform": _uniform, "laplace": _laplace, "exponential": _exponential}
+
+
+def _heavy(law: Noise) -> MeanDensity:
+    a = law.parameter
+    assert a is not None
+    if law.name == "student_t":
+        shape = stats.t(a, scale=math.sqrt((a - 2) / a))
+        return MeanDensity(shape.pdf, shape.cdf, shape.sf, law.support, width=0.35)
+    mean, std = a / (a - 1), math.sqrt(a / (a - 2)) / (a - 1)
+    shape = stats.pareto(a, loc=-mean / std, scale=1 / std)
+    return MeanDensity(shape.pdf, shape.cdf, shape.sf, law.support, (law.support[0],))

@@ -1,0 +1,494 @@
+"""Generators of diffusions on grids: Fokker-Planck forward, Kolmogorov backward.
+
+Along every offset of a non-negative stencil (`stencils`) drift and diffusion are combined by
+exponential fitting (Scharfetter & Gummel), so that all rates are non-negative however strong the
+drift: the grid carries a Markov chain in continuous time. At an absorbing boundary, also a curved
+one, a jump that would cross it is cut at the crossing (Shortley & Weller), which keeps second
+order. Answers are extrapolated over two or more meshes (Richardson, Romberg).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from .._jax import jax, jnp
+from ..domain import Domain
+from ..dynamics import Diffusion
+from ..errors import one_of, require, whole
+from .fields import evaluate
+from .interval import Place, interval
+from .operator import Operator, check_bytes
+from .sparse_solver import GridSolver
+from .stencils import bernoulli, decompose
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# Meshes of the ladder over which answers are extrapolated, by dimension.
+LEVELS = {1: 5, 2: 3, 3: 2}
+DEFAULT_NODES = {1: 1024, 2: 256, 3: 48}
+BOUNDARIES = ("absorbing", "reflecting")
+# Bytes per node at the peak of a factorisation, as seen on square and cubic grids.
+PEAK = {1: 400.0, 2: 6000.0, 3: 26000.0}
+DEGENERATE = 1e-10
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Nodes of a box at all multiples of the mesh size, of which those inside are kept.
+
+    Absorbing ends of the box carry no nodes (the value there is known), reflecting ones do.
+
+    Attributes
+    ----------
+    lower, upper
+        (d,) ends of the box.
+    shape
+        Number of cells per direction.
+    reflecting
+        (d, 2) which ends of the box reflect.
+    domain
+        Nodes with ``level(x) < 0`` are kept; None keeps all.
+    """
+
+    lower: Floats
+    upper: Floats
+    shape: tuple[int, ...]
+    reflecting: NDArray[np.bool_]
+    domain: Domain | None = field(default=None, repr=False)
+
+    @property
+    def spacing(self) -> Floats:
+        """Mesh sizes (d,)."""
+        return (self.upper - self.lower) / np.asarray(self.shape)
+
+    @property
+    def points(self) -> tuple[int, ...]:
+        """Number of grid points per direction, ends included."""
+        return tuple(m + 1 for m in self.shape)
+
+    def kept(self) -> tuple[Ints, Floats]:
+        """Integer coordinates (n, d) and positions (n, d) of the nodes inside."""
+        index = np.stack([a.ravel() for a in np.indices(self.points)], axis=1)
+        last = np.asarray(self.shape)
+        open_side = ~self.reflecting if self.domain is None else np.zeros_like(self.reflecting)
+        on_end = ((index == 0) & open_side[:, 0]) | ((index == last) & open_side[:, 1])
+        index = index[~on_end.any(axis=1)]
+        x = self.lower + index * self.spacing
+        if self.domain is not None:
+            inside = self.domain.contains(x)
+            index, x = index[inside], x[inside]
+        require(len(x) > 0, "nodes", self.shape, "leave no node inside the domain: use more")
+        return index, x
+
+    def volumes(self, index: Ints) -> Floats:
+        """Volume (n,) that each node stands for: halved at every reflecting end."""
+        ends = ((index == 0) & self.reflecting[:, 0]).astype(int)
+        ends += (index == np.asarray(self.shape)) & self.reflecting[:, 1]
+        return np.prod(self.spacing) / 2.0 ** ends.sum(axis=1)
+
+
+def generator(
+    diffusion: Diffusion,
+    place: Place | Sequence[Sequence[float]],
+    nodes: int | Sequence[int] | None = None,
+    boundary: str | Sequence[Sequence[str]] = "absorbing",
+    bounds: Sequence[Sequence[float]] | None = None,
+    parts: tuple[Sequence[str], Callable[[Floats], NDArray[Any]]] | None = None,
+    include: Sequence[float] = (),
+) -> Operator:
+    """Generator of a diffusion in 1, 2 or 3 dimensions inside a domain.
+
+    Parameters
+    ----------
+    diffusion
+        Drift and tensor; the tensor may be full and depend on x.
+    place
+        1-D: (lower, upper), either may be infinite. Any d: a box ((x0, ...), (x1, ...)) or a
+        `Domain` with a level function (its boundary absorbs).
+    nodes
+        Cells per direction on the finest mesh: one number, or one per direction.
+    boundary
+        "absorbing" or "reflecting" for all ends of a box, or (lower, upper) for each direction.
+    bounds
+        Box around a `Domain`; found by search if left out.
+    parts
+        (names, labels): ``labels(points (k, d))`` gives for points on an absorbing boundary the
+        index of the name of their part. By default the ends of a box are told apart.
+    include
+        1-D with infinite ends: points that a cut must lie beyond.
+
+    Returns
+    -------
+    An `Operator` whose answers are in SGD steps (t = eta k).
+
+    Raises
+    ------
+    InputError
+        More than 3 dimensions, a tensor that is singular inside the domain (says where), a grid
+        that would not fit into memory, or an end that nothing confines.
+
+    Examples
+    --------
+    T7: dX = -X dt + sqrt(1/2) dW, exit from |x| < 1.
+
+    >>> import jax.numpy as jnp
+    >>> from batchwell import diffusion
+    >>> from batchwell.law import exit_time, generator
+    >>> ou = diffusion(lambda x: -x, lambda x: jnp.sqrt(0.5) * jnp.eye(1), dim=1)
+    >>> round(exit_time(generator(ou, (-1, 1)), [0.0]).value, 10)
+    4.5016024162
+    """
+    require(
+        diffusion.dim <= 3,
+        "dim",
+        diffusion.dim,
+        "grids are built in 1, 2 and 3 dimensions: use moments or simulate",
+    )
+    fine = _grid(diffusion, place, nodes, boundary, bounds, include)
+    needed = PEAK[diffusion.dim] * math.prod(fine.shape) * (1.5 if diffusion.dim == 3 else 1.0)
+    check_bytes("nodes", "x".join(map(str, fine.shape)), needed)
+    levels = _level_shapes(fine.shape)
+    op: Operator | None = None
+    for shape in levels:
+        op = _assemble(diffusion, replace(fine, shape=shape), parts, op)
+    assert op is not None
+    return op
+
+
+def _level_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Meshes from coarse to fine, each halving the last one's mesh size."""
+    halvings = LEVELS[len(shape)] - 1
+    coarsest = [max(4, -(-m // 2**halvings)) for m in shape]
+    return [tuple(m << k for m in coarsest) for k in range(halvings + 1)]
+
+
+def _grid(
+    diffusion: Diffusion,
+    place: Any,
+    nodes: Any,
+    boundary: Any,
+    bounds: Any,
+    include: Sequence[float],
+) -> Grid:
+    d = diffusion.dim
+    sides = _sides(boundary, d)
+    if d == 1 and (not isinstance(place, Domain)) and np.ndim(place) == 2:
+        place = (place[0][0], place[1][0])
+    if d == 1:
+        ends = interval(diffusion, place, include)
+        sides |= np.array([[ends.open_lower, ends.open_upper]])
+        count = DEFAULT_NODES[1] if nodes is None else whole("nodes", np.ravel(nodes)[0].item(), 8)
+        return Grid(np.array([ends.lower]), np.array([ends.upper]), (count,), sides)
+    shape = _shape(nodes, d)
+    if not isinstance(place, Domain):
+        box = np.asarray(place, dtype=np.float64)
+        require(
+            box.shape == (2, d) and bool(np.all(np.isfinite(box)) and np.all(box[0] < box[1])),
+            "place",
+            place,
+            f"must be two finite corners of a box in {d} dimensions",
+        )
+        return Grid(box[0], box[1], shape, sides)
+    require(
+        place.dim == d and not place.needs_quench,
+        "domain",
+        place.name,
+        f"must have a level function in {d} dimensions",
+    )
+    box = np.asarray(bounds, dtype=np.float64) if bounds is not None else find_bounds(place)
+    return Grid(box[0], box[1], shape, np.zeros((d, 2), dtype=bool), place)
+
+
+def _sides(boundary: Any, d: int) -> NDArray[np.bool_]:
+    if isinstance(boundary, str):
+        one_of("boundary", boundary, BOUNDARIES)
+        return np.full((d, 2), boundary == "reflecting")
+    table = [[one_of("boundary", s, BOUNDARIES) for s in pair] for pair in boundary]
+    require(
+        len(table) == d and all(len(p) == 2 for p in table),
+        "boundary",
+        boundary,
+        f"must be one word, or (lower, upper) for each of {d} directions",
+    )
+    return np.array(table) == "reflecting"
+
+
+def _shape(nodes: Any, d: int) -> tuple[int, ...]:
+    counts = [DEFAULT_NODES[d] if nodes is None else nodes] * d if np.ndim(nodes) == 0 else nodes
+    require(len(counts) == d, "nodes", nodes, f"must be one number or {d}")
+    return tuple(whole("nodes", c, 4) for c in counts)
+
+
+def find_bounds(domain: Domain) -> Floats:
+    """Two corners of a box around a bounded `domain`, found on grids that zoom in.
+
+    Raises
+    ------
+    InputError
+        Nothing of the domain was found, or it goes on beyond |x| = 100.
+    """
+    d = domain.dim
+    low, high = np.full(d, -100.0), np.full(d, 100.0)
+    count = 401 if d <= 2 else 101
+    for _ in range(12):
+        axes = [np.linspace(a, b, count) for a, b in zip(low, high, strict=True)]
+        points = np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
+        kept = points[domain.contains(points)]
+        if not len(kept) and high[0] > 1e-2:
+            low, high = low / 5, high / 5
+            continue
+        require(len(kept) > 0, "domain", domain.name, "was not found: give bounds")
+        step = (high - low) / (count - 1)
+        new = np.maximum(kept.min(0) - step, low), np.minimum(kept.max(0) + step, high)
+        require(
+            bool(np.all(new[0] > -99) and np.all(new[1] < 99)),
+            "domain",
+            domain.name,
+            "is not bounded: give bounds, or cut it with a box",
+        )
+        done = np.all((high - low) - (new[1] - new[0]) <= 4 * step)
+        low, high = new
+        if done:
+            break
+    return np.stack([low, high])
+
+
+# ---------------------------------------------------------------- assembly
+
+
+def _assemble(diffusion: Diffusion, grid: Grid, parts: Any, coarse: Operator | None) -> Operator:
+    index, x = grid.kept()
+    number = np.full(math.prod(grid.points), -1, dtype=np.int64)
+    number[np.ravel_multi_index(tuple(index.T), grid.points)] = np.arange(len(x))
+    weights, offsets, pull = _directions(diffusion, x, grid.spacing)
+    names, label = _parts(grid, parts)
+    n = len(x)
+    jumps: list[tuple[Ints, Ints, Floats]] = []
+    exits = np.zeros((n, len(names)))
+    for k in range(weights.shape[1]):
+        moves = [_follow(grid, number, index, x, sign * offsets[:, k]) for sign in (1, -1)]
+        span = moves[0].part + moves[1].part
+        for sign, move in zip((1, -1), moves, strict=True):
+            rate = weights[:, k] / (span * move.part)
+            rate = rate * bernoulli(-sign * 2 * pull[:, k] * move.part)
+            inner = move.target >= 0
+            jumps.append((np.flatnonzero(inner), move.target[inner], rate[inner]))
+            out = np.flatnonzero(~inner & (rate > 0))
+            np.add.at(exits, (out, label(move.point[out])), rate[out])
+    rates = _to_csr(jumps, n)
+    row = _interpolation(grid, number)
+    place = "x".join(map(str, grid.shape))
+    return Operator(
+        "diffusion",
+        x,
+        grid.volumes(index),
+        rates,
+        exits,
+        names,
+        row,
+        clock=1.0 / diffusion.learning_rate,
+        order=2,
+        coarse=coarse,
+        method=f"generator, exponential fitting, {place} cells",
+        solver=GridSolver(
+            rates, exits.sum(axis=1), index, int(np.abs(offsets).max()), _scout(coarse, x)
+        ),
+    )
+
+
+def _scout(coarse: Operator | None, x: Floats) -> int | None:
+    """The node nearest to the reference node of a coarser mesh."""
+    if coarse is None or coarse.solver is None:
+        return None
+    place = coarse.nodes[coarse.solver.reference]
+    return int(np.argmin(np.sum((x - place) ** 2, axis=1)))
+
+
+def _to_csr(jumps: list[tuple[Ints, Ints, Floats]], n: int) -> sparse.csr_array:
+    rows, columns, values = (np.concatenate([j[i] for j in jumps]) for i in range(3))
+    used = values > 0
+    out = sparse.csr_array((values[used], (rows[used], columns[used])), shape=(n, n))
+    out.setdiag(0.0)  # a jump reflected onto its own cell changes nothing
+    out.eliminate_zeros()
+    return out
+
+
+def _directions(diffusion: Diffusion, x: Floats, h: Floats) -> tuple[Floats, Ints, Floats]:
+    """Weights and offsets of the tensor in cells, and the drift's pull along each offset."""
+    drift = evaluate(diffusion, "drift", x) / h
+    tensor = evaluate(diffusion, "tensor", x) / np.multiply.outer(h, h)
+    bad = ~(np.isfinite(drift).all(axis=1) & np.isfinite(tensor).all(axis=(1, 2)))
+    require(
+        not bad.any(),
+        "diffusion",
+        f"not finite at x = {x[int(np.argmax(bad))]}",
+        "must be finite inside the domain",
+    )
+    values = np.linalg.eigvalsh(tensor)
+    ratio = values[:, 0] / np.maximum(values[:, -1], 1e-300)
+    worst = int(np.argmin(ratio))
+    require(
+        bool(ratio[worst] > DEGENERATE),
+        "tensor",
+        f"singular at x = {x[worst]}",
+        "must be positive definite inside the domain: with degenerate noise the law has "
+        "no density on a grid (use the chain's own operator, moments or simulation)",
+    )
+    weights, offsets = decompose(tensor)
+    # b = a c with c = a^-1 b, so along each offset the drift is weight * (e . c).
+    c = np.linalg.solve(tensor, drift[:, :, None])[:, :, 0]
+    return weights, offsets, np.einsum("nki,ni->nk", offsets, c)
+
+
+@dataclass(frozen=True, eq=False)
+class _Move:
+    target: Ints  # node reached, -1 when the boundary is met first
+    part: Floats  # share of the offset up to there
+    point: Floats  # where the boundary is met (meaningless for inner moves)
+
+
+def _follow(grid: Grid, number: Ints, index: Ints, x: Floats, offset: Ints) -> _Move:
+    last = np.asarray(grid.shape)
+    to = index + offset
+    part = np.ones(len(x))
+    gone = np.zeros(len(x), dtype=bool)
+    for axis, side in itertools.product(range(len(last)), (0, 1)):
+        end, here = side * last[axis], to[:, axis]
+        if grid.reflecting[axis, side]:
+            beyond = (here < end) if side == 0 else (here > end)
+            to[:, axis] = np.where(beyond, 2 * end - here, here)
+        elif grid.domain is None:
+            beyond = (here <= end) if side == 0 else (here >= end)
+            step = np.where(offset[:, axis] == 0, 1, offset[:, axis])
+            part = np.where(beyond, np.minimum(part, (end - index[:, axis]) / step), part)
+            gone |= beyond
+    inside = ((to >= 0) & (to <= last)).all(axis=1) & ~gone
+    flat = np.ravel_multi_index(tuple(np.clip(to, 0, last).T), grid.points)
+    target = np.where(inside, number[flat], -1)
+    jump = offset * grid.spacing
+    if grid.domain is not None:
+        cut = np.flatnonzero(target < 0)
+        part[cut] = _crossing(grid.domain, x[cut], jump[cut])
+    return _Move(target, part, x + part[:, None] * jump)
+
+
+def _crossing(domain: Domain, x: Floats, jump: Floats) -> Floats:
+    """Share of each jump after which the level function turns non-negative (regula falsi)."""
+    if not len(x):
+        return np.zeros(0)
+    assert domain.level is not None
+    level = jax.jit(jax.vmap(domain.level))
+    low, high = np.zeros(len(x)), np.ones(len(x))
+    for _ in range(45):
+        middle = (low + high) / 2
+        inside = np.asarray(level(jnp.asarray(x + middle[:, None] * jump))) < 0
+        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+    return np.maximum((low + high) / 2, 1e-6)
+
+
+def _parts(grid: Grid, parts: Any) -> tuple[tuple[str, ...], Callable[[Floats], Ints]]:
+    if parts is not None:
+        names, labels = parts
+        return tuple(names), lambda p: np.asarray(labels(p), dtype=np.int64)
+    if grid.domain is not None:
+        return ("boundary",), lambda p: np.zeros(len(p), dtype=np.int64)
+    d = len(grid.shape)
+    ends = [(f"x{i} ", i) for i in range(d)] if d > 1 else [("", 0)]
+    names = tuple(f"{name}{side}" for name, _ in ends for side in ("lower", "upper"))
+
+    def label(points: Floats) -> Ints:
+        # The end that a boundary point lies on is the nearest one in units of the box.
+        gap = np.stack([points - grid.lower, grid.upper - points], axis=2)
+        gap = np.abs(gap) / (grid.upper - grid.lower)[:, None]
+        gap[:, grid.reflecting] = np.inf
+        return np.argmin(gap.reshape(len(points), 2 * d), axis=1)
+
+    return names, label
+
+
+def _interpolation(grid: Grid, number: Ints) -> Any:
+    """Polynomial interpolation of node values, linear where the stencil meets the boundary."""
+    shape = np.asarray(grid.points)
+    n = int(number.max()) + 1
+
+    def row(points: Floats) -> tuple[sparse.csr_array, Floats]:
+        s = (points - grid.lower) / grid.spacing
+        rows, columns, values = [], [], []
+        for i, place in enumerate(s):
+            cells, weights = _lagrange(place, shape)
+            flat = number[np.ravel_multi_index(tuple(cells.T), grid.points)]
+            if (flat < 0).any():
+                flat, weights = _nearest(place, shape, number, grid.points)
+            rows += [i] * len(flat)
+            columns += flat.tolist()
+            values += weights.tolist()
+        return sparse.csr_array((values, (rows, columns)), shape=(len(points), n)), np.zeros(
+            (len(points), 0)
+        )
+
+    return row
+
+
+def _lagrange(place: Floats, shape: Ints) -> tuple[Ints, Floats]:
+    """Cells and weights of tensor-product Lagrange interpolation with up to 8 nodes a side."""
+    axes, factors = [], []
+    for s, m in zip(place, shape, strict=True):
+        count = min(8, int(m))
+        first = int(np.clip(math.floor(s) - count // 2 + 1, 0, m - count))
+        nodes = np.arange(first, first + count)
+        axes.append(nodes)
+        factors.append([math.prod((s - b) / (a - b) for b in nodes if b != a) for a in nodes])
+    cells = np.array(list(itertools.product(*axes)))
+    return cells, np.array([math.prod(w) for w in itertools.product(*factors)])
+
+
+def _nearest(
+    place: Floats, shape: Ints, number: Ints, grid_shape: tuple[int, ...]
+) -> tuple[Ints, Floats]:
+    """Linear interpolation over the kept corners of the cell around a point."""
+    base = np.clip(np.floor(place).astype(np.int64), 0, shape - 2)
+    share = place - base
+    corners = np.array(list(itertools.product((0, 1), repeat=len(shape))))
+    weights = np.prod(np.where(corners == 1, share, 1 - share), axis=1)
+    flat = number[np.ravel_multi_index(tuple((base + corners).T), grid_shape)]
+    keep = flat >= 0
+    require(bool(keep.any()), "x0", place.tolist(), "lies outside the domain or its grid")
+    return flat[keep], weights[keep] / weights[keep].sum()
+
+
+# --------------------------------------------------------------- evolution
+
+
+def evolve(op: Operator, values: Floats, time: float, forward: bool = False) -> Floats:
+    """exp(time L) values (backward) or exp(time L^T) values (forward: mass at the nodes)."""
+    from scipy.sparse.linalg import expm_multiply
+
+    total = np.asarray(op.rates.sum(axis=1)).ravel() + op.exits.sum(axis=1)
+    matrix = op.rates - sparse.diags_array(total)
+    matrix = matrix.T if forward else matrix
+    return expm_multiply((matrix * time).tocsr(), values, traceA=-float(total.sum()) * time)
+
+
+def leading_eigenvalues(op: Operator, count: int) -> NDArray[np.complex128]:
+    """Eigenvalues of the generator nearest 0, per unit of time, largest real part first."""
+    from scipy.sparse.linalg import LinearOperator, eigs
+
+    # A closed chain is singular: a uniform killing rate, subtracted again, makes it regular.
+    kill = 0.0 if np.any(op.exits > 0) else 1e-3 * float(np.median(op.rates.sum(axis=1)))
+    assert op.solver is not None
+    exits = np.concatenate([op.exits, np.full((op.size, 1), kill)], axis=1)
+    solver = replace(op.solver, exits=exits.sum(axis=1))
+    inverse = LinearOperator((op.size, op.size), matvec=solver.solve, dtype=np.float64)
+    start = np.ones(op.size)
+    values = eigs(inverse, k=min(count, op.size - 2), v0=start, return_eigenvectors=False)
+    rates = kill - 1 / values
+    return rates[np.argsort(-rates.real)]

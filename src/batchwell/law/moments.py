@@ -1,0 +1,624 @@
+"""Exact moments of SGD on quadratic losses, and of the diffusions near it.
+
+Every example's gradient is affine, g_z(x) = A_z x - b_z, so with the homogeneous coordinate
+y = (1, x) one step is linear, y' = M_z y, and E y'^(x)p = E[M^(x)p] E y^(x)p closes at every order
+p. For a diffusion with affine drift and quadratic tensor the moments obey a linear ODE of the same
+shape. Nothing is simulated and nothing is truncated.
+
+Source: the moment form of the master equation of Hu, Li, Li & Liu, arXiv:1705.07562; finite
+populations: David & Kendall, "Tables of symmetric functions" (Biometrika 36, 1949).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache, reduce
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._jax import jax, jnp
+from ..dynamics import SGD, Diffusion, Process, diffusion_approximation
+from ..errors import InputError, require, whole
+from ..loss import StochasticLoss
+from ..noise import product_rule
+
+Floats = NDArray[np.float64]
+
+MAX_ORDER = 4
+MAX_SIZE = 2500  # (d+1)^p: a dense square matrix of this size is 50 MB
+MAX_EPOCH_STATES = 4096
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Raw moments of a law on R^d.
+
+    Attributes
+    ----------
+    raw
+        ``raw[p-1]`` is E x^(x)p, shape (d,)*p, for p = 1 ... order.
+    """
+
+    raw: tuple[Floats, ...]
+
+    @property
+    def order(self) -> int:
+        """Highest order held."""
+        return len(self.raw)
+
+    @property
+    def mean(self) -> Floats:
+        """E x, shape (d,)."""
+        return self.raw[0]
+
+    @property
+    def covariance(self) -> Floats:
+        """Covariance, shape (d, d); needs order 2."""
+        require(self.order >= 2, "order", self.order, "must be at least 2 for a covariance")
+        return self.raw[1] - np.outer(self.mean, self.mean)
+
+    def centred(self, order: int) -> Floats:
+        """Central moment tensor E (x - E x)^(x)p of `order` p, shape (d,)*p."""
+        require(1 <= order <= self.order, "order", order, f"must lie in 1 ... {self.order}")
+        total = np.zeros_like(self.raw[order - 1])
+        for kept in _subsets(order):
+            rest = [i for i in range(order) if i not in kept]
+            part = self.raw[len(kept) - 1] if kept else np.array(1.0)
+            for _ in rest:
+                part = np.multiply.outer(part, -self.mean)
+            total += np.transpose(part, np.argsort([*kept, *rest]))
+        return total
+
+
+def _subsets(order: int) -> Iterator[tuple[int, ...]]:
+    for size in range(order + 1):
+        yield from itertools.combinations(range(order), size)
+
+
+# ------------------------------------------------------------------ batches
+
+
+@dataclass(frozen=True)
+class BatchFactors:
+    """Central moments of a minibatch mean in those, m_p, of one example.
+
+    ``E c^2 = second m2``, ``E c^3 = third m3``, and
+    ``E c^4 = fourth m4 + pairs (m2 m2 over the three pairings)``.
+    """
+
+    second: float
+    third: float
+    fourth: float
+    pairs: float
+
+
+def batch_factors(batch_size: int, n: int | None = None) -> BatchFactors:
+    """Factors of a batch of `batch_size`: independent draws, or a subset of `n` examples.
+
+    Parameters
+    ----------
+    batch_size
+        B.
+    n
+        Size of the data set when the batch is a subset without replacement; None for
+        independent draws.
+
+    Raises
+    ------
+    InputError
+        B outside 1 ... n.
+
+    Examples
+    --------
+    >>> batch_factors(2)
+    BatchFactors(second=0.5, third=0.25, fourth=0.125, pairs=0.125)
+    >>> batch_factors(2, n=4).third
+    0.0
+    """
+    b = whole("batch_size", batch_size)
+    if n is None:
+        return BatchFactors(1 / b, 1 / b**2, 1 / b**3, (b - 1) / b**3)
+    n = whole("n", n)
+    require(b <= n, "batch_size", b, f"must not exceed the {n} examples without replacement")
+    # r_k: chance that k given distinct examples are all in the subset. Sums over distinct
+    # examples are rewritten as power sums; the first power sum vanishes after centring.
+    r1, r2, r3, r4 = (math.perm(b, k) / math.perm(n, k) if n >= k else 0.0 for k in (1, 2, 3, 4))
+    return BatchFactors(
+        n * (r1 - r2) / b**2,
+        n * (r1 - 3 * r2 + 2 * r3) / b**3,
+        n * (r1 - 7 * r2 + 12 * r3 - 6 * r4) / b**4,
+        n**2 * (r2 - 2 * r3 + r4) / b**4,
+    )
+
+
+def _factors(sgd: SGD) -> BatchFactors:
+    return batch_factors(
+        sgd.batch_size, sgd.loss.n if sgd.sampling == "without_replacement" else None
+    )
+
+
+# ------------------------------------------------------------- affine steps
+
+
+@lru_cache(maxsize=64)
+def affine_gradients(loss: StochasticLoss, order: int = 2) -> tuple[Floats, Floats]:
+    """Weights (m,) and matrices G (m, d, d+1) with ``gradient_z(x) = G_z (1, x)``.
+
+    Raises
+    ------
+    InputError
+        The loss is not quadratic in x, or its noise has no moments of this `order`.
+    """
+    zero = jnp.zeros(loss.dim)
+    slopes = np.asarray(jax.jacfwd(loss.example_gradients)(zero))
+    shifts = np.asarray(loss.example_gradients(zero))
+    g = np.concatenate([shifts[:, :, None], slopes], axis=2)
+    rng = np.random.Generator(np.random.Philox(1705))
+    for _ in range(2):
+        x = rng.standard_normal(loss.dim)
+        want = np.asarray(loss.example_gradients(jnp.asarray(x)))
+        got = g @ np.concatenate([[1.0], x])
+        error = float(np.max(np.abs(want - got)))
+        require(
+            error <= 1e-9 * (1 + float(np.max(np.abs(want)))),
+            "loss",
+            loss.name,
+            "must be quadratic in x for exact moments (its gradients are not affine)",
+        )
+    if loss.noise is not None:
+        degree = product_rule(loss.noise, loss.noise_dim).degree
+        require(
+            degree >= order,
+            "order",
+            order,
+            f"noise {loss.noise.name} is held exactly "
+            f"only up to degree {degree:g} in {loss.noise_dim} dimensions",
+        )
+    return np.asarray(loss.weights, dtype=np.float64), g
+
+
+def is_quadratic(loss: StochasticLoss) -> bool:
+    """Whether every example's loss is quadratic in x, so that exact moments exist."""
+    try:
+        affine_gradients(loss, 1)
+    except InputError:
+        return False
+    return True
+
+
+def _step_matrices(sgd: SGD, g: Floats) -> Floats:
+    """Matrices (m, s, s) of one step with one example, on (1, x) or (1, x, v)."""
+    m, d, _ = g.shape
+    eta, mu = sgd.learning_rate, sgd.momentum
+    size = 1 + d + (d if mu else 0)
+    out = np.zeros((m, size, size))
+    out[:, 0, 0] = 1.0
+    out[:, 1 : d + 1, : d + 1] = -eta * g
+    out[:, 1 : d + 1, 1 : d + 1] += np.eye(d)
+    if mu:
+        out[:, 1 : d + 1, d + 1 :] = -eta * mu * np.eye(d)
+        out[:, d + 1 :, : d + 1] = g
+        out[:, d + 1 :, d + 1 :] = mu * np.eye(d)
+    return out
+
+
+def _place(blocks: list[tuple[tuple[int, ...], Floats]], order: int) -> Floats:
+    """Product of block operators on their slots, as one tensor (outputs..., inputs...).
+
+    Each block is (slots, tensor) with the tensor's axes (outputs of slots, inputs of slots).
+    """
+    tensor = reduce(np.multiply.outer, (t for _, t in blocks))
+    names: list[int] = []
+    for slots, _ in blocks:
+        names += [*slots, *(order + s for s in slots)]
+    return np.transpose(tensor, np.argsort(names))
+
+
+def _as_matrix(tensor: Floats, order: int) -> Floats:
+    size = math.isqrt(tensor.size)
+    assert tensor.ndim == 2 * order
+    return tensor.reshape(size, size)
+
+
+def _power(weights: Floats, c: Floats, order: int) -> Floats:
+    """E[C^(x)p], axes (outputs..., inputs...), without forming the m products at once."""
+    letters = "abcdefgh"
+    pairs = [f"z{letters[i]}{letters[order + i]}" for i in range(order)]
+    out = letters[:order] + letters[order : 2 * order]
+    spec = ",".join(["z", *pairs]) + "->" + out
+    return np.einsum(spec, weights, *([c] * order), optimize=order > 1)
+
+
+def _partitions(items: tuple[int, ...]) -> Iterator[list[tuple[int, ...]]]:
+    if not items:
+        yield []
+        return
+    first, rest = items[0], items[1:]
+    for size in range(len(rest) + 1):
+        for mates in itertools.combinations(rest, size):
+            others = tuple(i for i in rest if i not in mates)
+            for tail in _partitions(others):
+                yield [(first, *mates), *tail]
+
+
+def _step_operator(sgd: SGD, order: int) -> Floats:
+    """E[M^(x)p] of one step as a matrix ((s^p), (s^p))."""
+    weights, g = affine_gradients(sgd.loss, order)
+    single = _step_matrices(sgd, g)
+    _check_size(single.shape[1], order)
+    mean = np.tensordot(weights, single, axes=1)
+    c = single - mean
+    factors = _factors(sgd)
+    powers = {p: _power(weights, c, p) for p in range(2, order + 1)}
+    scale = {2: factors.second, 3: factors.third, 4: factors.fourth}
+    total: Floats = np.zeros(1)
+    for blocks in _partitions(tuple(range(order))):
+        sizes = [len(b) for b in blocks if len(b) > 1]
+        # Two pairs at once are not independent in a finite population.
+        factor = factors.pairs if sizes == [2, 2] else math.prod(scale[s] for s in sizes)
+        if factor:
+            parts = [(b, mean if len(b) == 1 else powers[len(b)]) for b in blocks]
+            total = total + factor * _place(parts, order)
+    return _as_matrix(total, order)
+
+
+def _epoch_operator(sgd: SGD, order: int) -> Floats:
+    """E[(M_last ... M_first)^(x)p] over random orders of the data, by recursion over subsets."""
+    weights, g = affine_gradients(sgd.loss, order)
+    single = _step_matrices(sgd, g)
+    n, b, size = len(weights), sgd.batch_size, single.shape[1]
+    _check_size(size, order)
+    states = sum(math.comb(n, k * b) for k in range(n // b + 1))
+    require(
+        states <= MAX_EPOCH_STATES,
+        "sampling",
+        "reshuffle",
+        f"exact moments visit {states} "
+        f"subsets of the {n} examples; at most {MAX_EPOCH_STATES} are allowed",
+    )
+    reached = {0: np.eye(size**order)}
+    for k in range(n // b):
+        chance = 1.0 / math.comb(n - k * b, b)
+        following: dict[int, Floats] = {}
+        for used, done in reached.items():
+            free = [i for i in range(n) if not used >> i & 1]
+            for batch in itertools.combinations(free, b):
+                step = reduce(np.kron, [single[list(batch)].mean(axis=0)] * order)
+                key = used | sum(1 << i for i in batch)
+                following[key] = following.get(key, 0.0) + chance * (step @ done)
+        reached = following
+    return reached[(1 << n) - 1]
+
+
+def _flow_operator(process: Diffusion, order: int) -> Floats:
+    """Generator of the moment ODE per unit time: d/dt E y^(x)p = L E y^(x)p."""
+    drift, tensor = _polynomials(process)
+    size = process.dim + 1
+    _check_size(size, order)
+    eye = np.eye(size)
+    total = np.zeros((size,) * (2 * order))
+    for i in range(order):
+        rest = [((j,), eye) for j in range(order) if j != i]
+        total += _place([((i,), drift), *rest], order)
+    for i, j in itertools.combinations(range(order), 2):
+        rest = [((k,), eye) for k in range(order) if k not in (i, j)]
+        total += _place([((i, j), tensor), *rest], order)
+    return _as_matrix(total, order)
+
+
+def _polynomials(process: Diffusion) -> tuple[Floats, Floats]:
+    """Drift as (s, s) and tensor as (s, s, s, s) acting on y and y (x) y, y = (1, x).
+
+    Values at 0, +-e_i and e_i + e_j determine both; two further points must then agree.
+    """
+    d = process.dim
+    rng = np.random.Generator(np.random.Philox(1706))
+    eye = np.eye(d)
+    sums = (eye[:, None] + eye[None]).reshape(d * d, d)
+    points = np.concatenate([np.zeros((1, d)), eye, -eye, sums, rng.standard_normal((2, d))])
+    b = np.asarray(jax.jit(jax.vmap(process.drift))(points))
+    a = np.asarray(jax.jit(jax.vmap(process.tensor))(points))
+    drift, tensor = np.zeros((d + 1, d + 1)), np.zeros((d + 1,) * 4)
+    drift[1:, 0], drift[1:, 1:] = b[0], (b[1 : d + 1] - b[0]).T
+    plus, minus = a[1 : d + 1], a[d + 1 : 2 * d + 1]
+    mixed = a[2 * d + 1 : -2].reshape(d, d, d, d) - plus[:, None] - plus[None] + a[0]
+    tensor[1:, 1:, 0, 0] = a[0]
+    tensor[1:, 1:, 0, 1:] = tensor[1:, 1:, 1:, 0] = np.moveaxis(plus - minus, 0, 2) / 4
+    tensor[1:, 1:, 1:, 1:] = np.moveaxis(mixed, (0, 1), (2, 3)) / 2
+    for x, b_x, a_x in zip(points[-2:], b[-2:], a[-2:], strict=True):
+        y = np.concatenate([[1.0], x])
+        for want, got in ((b_x, (drift @ y)[1:]), (a_x, (tensor @ y @ y)[1:, 1:])):
+            require(
+                bool(np.all(np.abs(want - got) <= 1e-9 * (1 + np.max(np.abs(want))))),
+                "diffusion",
+                f"order {process.order}",
+                "needs an affine drift and a quadratic tensor for exact moments",
+            )
+    return drift, tensor
+
+
+def _check_size(side: int, order: int) -> None:
+    require(
+        side**order <= MAX_SIZE,
+        "order",
+        order,
+        f"exact moments would need a dense matrix of "
+        f"side {side**order}; at most {MAX_SIZE} is allowed (lower the order)",
+    )
+
+
+# ----------------------------------------------------------------- questions
+
+
+def moments(process: Process, x0: ArrayLike, steps: float, order: int = 2) -> Moments:
+    """Exact moments after `steps` SGD steps from x0 (d,).
+
+    Parameters
+    ----------
+    process
+        SGD on a quadratic loss (any sampling mode; momentum allowed), or a diffusion with
+        affine drift and quadratic tensor.
+    steps
+        SGD steps; t = eta steps for a diffusion (then it need not be whole). With
+        reshuffled epochs a whole number of epochs.
+    order
+        1 ... 4.
+
+    Raises
+    ------
+    InputError
+        The loss is not quadratic, or the tensors would be too large.
+
+    Examples
+    --------
+    T1: f = x^2/2 with unit noise, E x^2 at t = 1 from x = 1.
+
+    >>> from batchwell import SGD, additive, diffusion_approximation
+    >>> sgd = SGD(additive(lambda x: x @ x / 2), learning_rate=0.1)
+    >>> float(moments(sgd, [1.0], 10).raw[1][0, 0].round(10))
+    0.1678094622
+    >>> float(moments(diffusion_approximation(sgd), [1.0], 10).raw[1][0, 0].round(10))
+    0.1785685191
+    """
+    order = _order(order)
+    d = process.loss.dim if isinstance(process, SGD) else process.dim
+    x = np.asarray(x0, dtype=np.float64)
+    require(x.shape == (d,), "x0", x.shape, f"must have shape ({d},)")
+    side = 1 + d + (d if isinstance(process, SGD) and process.momentum else 0)
+    y = np.zeros(side)
+    y[0], y[1 : d + 1] = 1.0, x
+    v = reduce(np.multiply.outer, [y] * order).ravel()
+    return _unpack(_propagator(process, order, steps) @ v, side, d, order)
+
+
+def _propagator(process: Process, order: int, steps: float) -> Floats:
+    if isinstance(process, Diffusion):
+        from scipy.linalg import expm
+
+        require(steps >= 0, "steps", steps, "must not be negative")
+        return expm(_flow_operator(process, order) * (process.learning_rate * steps))
+    count = whole("steps", steps, 0)
+    if process.sampling != "reshuffle":
+        return np.linalg.matrix_power(_step_operator(process, order), count)
+    assert process.loss.n is not None
+    length = process.loss.n // process.batch_size
+    require(
+        count % length == 0,
+        "steps",
+        count,
+        f"must be a whole number of epochs of {length} steps with reshuffled data",
+    )
+    return np.linalg.matrix_power(_epoch_operator(process, order), count // length)
+
+
+def _order(order: int) -> int:
+    require(order in range(1, MAX_ORDER + 1), "order", order, f"must lie in 1 ... {MAX_ORDER}")
+    return int(order)
+
+
+def _unpack(v: Floats, side: int, d: int, order: int) -> Moments:
+    tensor = v.reshape((side,) * order)
+    part = slice(1, d + 1)
+    return Moments(tuple(tensor[(part,) * p + (0,) * (order - p)] for p in range(1, order + 1)))
+
+
+def stationary_moments(process: Process, order: int = 2) -> Moments:
+    """Moments of the stationary law (with reshuffled epochs: between two epochs).
+
+    For additive noise the covariance C solves ``HC + CH - eta HCH = eps Sigma`` for SGD and
+    ``HC + CH = eps Sigma`` for the diffusion of order 1.
+
+    Raises
+    ------
+    InputError
+        No stationary law has moments of this order; says the growth factor per step.
+
+    Examples
+    --------
+    T5: f = x^2/2 with g = (1 + .8 xi) x + xi'.
+
+    >>> from batchwell import SGD, sampled, diffusion_approximation
+    >>> loss = sampled(
+    ...     lambda x, z: (1 + 0.8 * z[0]) * x @ x / 2 + z[1] * x[0], "gaussian", dim=1, noise_dim=2
+    ... )
+    >>> sgd = SGD(loss, learning_rate=0.2)
+    >>> float(stationary_moments(sgd).covariance[0, 0].round(7))
+    0.1196172
+    >>> float(stationary_moments(diffusion_approximation(sgd)).covariance[0, 0].round(7))
+    0.1068376
+    """
+    order = _order(order)
+    d = process.loss.dim if isinstance(process, SGD) else process.dim
+    if isinstance(process, Diffusion):
+        matrix, side = _flow_operator(process, order), d + 1
+    else:
+        by_epoch = process.sampling == "reshuffle"
+        make = _epoch_operator if by_epoch else _step_operator
+        matrix = make(process, order)
+        matrix = matrix - np.eye(len(matrix))
+        side = 1 + d + (d if process.momentum else 0)
+    growth = _growth(matrix, process)
+    require(
+        growth < 1,
+        "learning_rate",
+        process.learning_rate,
+        f"moments of order {order} have "
+        f"no stationary value: they grow by a factor {growth:.6g} per step",
+    )
+    v = np.ones(side**order)
+    v[1:] = np.linalg.solve(matrix[1:, 1:], -matrix[1:, 0])
+    return _unpack(v, side, d, order)
+
+
+def _growth(matrix: Floats, process: Process) -> float:
+    """Largest growth factor per step (per epoch when reshuffled) of the moments beside 1."""
+    values = np.linalg.eigvals(matrix[1:, 1:])
+    if isinstance(process, Diffusion):
+        return float(np.exp(process.learning_rate * np.max(values.real)))
+    return float(np.max(np.abs(1 + values)))
+
+
+def mean_square_growth(process: Process) -> float:
+    """Factor per SGD step by which E|x|^2 grows or decays in the end: below 1 is stable.
+
+    Per epoch with reshuffled data. For a matrix too large for the full second-moment operator see
+    `affine_gradients`.
+
+    Raises
+    ------
+    InputError
+        The process has no exact moments.
+    """
+    if isinstance(process, Diffusion):
+        flow = _top_block(_flow_operator(process, 2))
+        return float(np.exp(process.learning_rate * np.max(np.linalg.eigvals(flow).real)))
+    make = _epoch_operator if process.sampling == "reshuffle" else _step_operator
+    return float(np.max(np.abs(np.linalg.eigvals(_top_block(make(process, 2))))))
+
+
+def _top_block(matrix: Floats) -> Floats:
+    """The part of a second-moment operator that maps E xx to E xx."""
+    side = math.isqrt(len(matrix))
+    return matrix.reshape((side,) * 4)[1:, 1:, 1:, 1:].reshape((side - 1) ** 2, -1)
+
+
+def stability_limit(sgd: SGD, order: int | None = None) -> float:
+    """Largest learning rate with bounded E|x|^2, for SGD or its diffusion of `order` 1 or 2.
+
+    Other settings of `sgd` are kept; its own learning rate does not matter.
+
+    Returns
+    -------
+    The limit, ``inf`` if none is found below 1e6, 0 if already unstable at 1e-6.
+
+    Examples
+    --------
+    f = (a + b xi) x^2 / 2: SGD 2a/(a^2 + b^2), order 1 2a/b^2.
+
+    >>> from batchwell import SGD, sampled
+    >>> loss = sampled(lambda x, z: (1 + 0.5 * z[0]) * x @ x / 2, "gaussian", dim=1)
+    >>> round(stability_limit(SGD(loss, 0.1)), 9), round(stability_limit(SGD(loss, 0.1), 1), 9)
+    (1.6, 8.0)
+    """
+    if order is None:
+
+        def stable(eta: float) -> bool:
+            return mean_square_growth(replace(sgd, learning_rate=eta)) < 1
+    else:
+        # Drift and tensor, hence the moment ODE, are affine in eta: two evaluations are enough.
+        one, two = (
+            _flow_operator(diffusion_approximation(replace(sgd, learning_rate=e), order), 2)
+            for e in (1.0, 2.0)
+        )
+
+        def stable(eta: float) -> bool:
+            flow = one + (eta - 1) * (two - one)
+            return float(np.max(np.linalg.eigvals(_top_block(flow)).real)) < 0
+
+    low = 1e-6
+    if not stable(low):
+        return 0.0
+    high = low
+    while stable(high):
+        low, high = high, 4 * high
+        if high > 1e6:
+            return math.inf
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if stable(middle) else (low, middle)
+    return low
+
+
+def expected_loss(loss: StochasticLoss, law: Moments) -> float:
+    """E F(x) of a quadratic loss under a law with its first two moments.
+
+    Examples
+    --------
+    >>> from batchwell import SGD, additive
+    >>> sgd = SGD(additive(lambda x: x @ x / 2), learning_rate=0.1)
+    >>> round(expected_loss(sgd.loss, moments(sgd, [1.0], 10)), 10)
+    0.0839047311
+    """
+    zero = jnp.zeros(loss.dim)
+    slope, curve = np.asarray(loss.gradient(zero)), np.asarray(loss.hessian(zero))
+    return float(loss.mean(zero) + slope @ law.mean + np.sum(curve * law.raw[1]) / 2)
+
+
+def exact_ornstein_uhlenbeck(sgd: SGD) -> Diffusion:
+    """The Ornstein-Uhlenbeck process equal in law to quadratic SGD at whole steps.
+
+    For additive Gaussian noise: ``dX = -R (X - x*) dt + q dW`` with ``exp(-eta R) = I - eta H`` and
+    ``R C + C R^T = q q^T``, C the stationary covariance of SGD. For other additive noise the first
+    two moments agree.
+
+    Raises
+    ------
+    InputError
+        Multiplicative noise, momentum, or eta lambda_max >= 1 (the chain changes sign, which no
+        such process does).
+
+    Examples
+    --------
+    >>> from batchwell import SGD, additive
+    >>> sgd = SGD(additive(lambda x: x @ x / 2), learning_rate=0.1)
+    >>> float(moments(exact_ornstein_uhlenbeck(sgd), [1.0], 10).raw[1][0, 0].round(10))
+    0.1678094622
+    """
+    from scipy.linalg import logm
+
+    require(sgd.momentum == 0, "momentum", sgd.momentum, "must be 0 here")
+    weights, g = affine_gradients(sgd.loss)
+    mean = np.tensordot(weights, g, axes=1)
+    spread = float(np.max(np.abs(g[:, :, 1:] - mean[:, 1:])))
+    require(
+        spread <= 1e-12 * (1 + float(np.max(np.abs(mean)))),
+        "loss",
+        sgd.loss.name,
+        "must have additive noise: an Ornstein-Uhlenbeck process has no other",
+    )
+    hessian, eta = mean[:, 1:], sgd.learning_rate
+    sharpest = float(np.max(np.linalg.eigvalsh(hessian)))
+    require(
+        eta * sharpest < 1,
+        "learning_rate",
+        eta,
+        f"must be below 1/lambda_max = {1 / sharpest:.6g}" if sharpest > 0 else "must be positive",
+    )
+    rate = -np.real(logm(np.eye(sgd.loss.dim) - eta * hessian)) / eta
+    law = stationary_moments(sgd)
+    tensor = rate @ law.covariance + law.covariance @ rate.T
+    values, vectors = np.linalg.eigh((tensor + tensor.T) / 2)
+    factor = vectors * np.sqrt(np.maximum(values, 0.0))
+    r, q, centre, a = (jnp.asarray(v) for v in (rate, factor, law.mean, tensor))
+    return Diffusion(
+        sgd.loss.dim,
+        lambda x: -r @ (x - centre),
+        lambda x: a,
+        lambda x, xi: q @ xi,
+        sgd.loss.dim,
+        eta,
+    )

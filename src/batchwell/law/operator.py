@@ -1,0 +1,215 @@
+"""`Operator`: a law's evolution on nodes, built once and asked many questions.
+
+`transfer_operator` (the chain) and `generator` (its diffusion) both build one. What a solver needs
+of either is the same: non-negative rates between nodes and of leaving from each node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import InputError, require
+from ..estimate import Estimate
+from .markov import GTH, gth_factor
+from .sparse_solver import GridSolver
+
+Floats = NDArray[np.float64]
+Matrix = Any  # dense (n, n) or scipy.sparse
+Rows = Callable[[Floats], tuple[Matrix, Floats]]
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """Evolution of a law on n nodes inside a domain.
+
+    Attributes
+    ----------
+    kind
+        "chain": one step of SGD; "diffusion": per unit of time.
+    nodes
+        (n, d) points.
+    weights
+        (n,) volume that each node stands for: density = mass / weights.
+    rates
+        (n, n), dense or sparse: chance per step (chain) or rate (diffusion) from node i to
+        node j. A diffusion's diagonal is never used.
+    exits
+        (n, k): chance or rate of leaving through each of the k `parts` of the boundary.
+    parts
+        Names of the parts of the boundary.
+    row
+        ``row(points (m, d))``: for a chain one step from arbitrary points, as chances of reaching
+        the nodes (m, n) and of leaving (m, k); for a diffusion interpolation weights and zeros.
+    clock
+        SGD steps per unit of the rates: 1 for a chain, 1/eta for a diffusion.
+    order
+        Order in the mesh size of the discretisation error; 0 if it is spectral.
+    coarse
+        The same operator on a coarser mesh, from which the error of every answer is stated.
+    positive
+        Whether all rates are non-negative (signed ones serve expectations only).
+    image
+        (n, 2): for bounded noise in 1-D, ends of the set that one step can reach; else None.
+    """
+
+    kind: Literal["chain", "diffusion"]
+    nodes: Floats = field(repr=False)
+    weights: Floats = field(repr=False)
+    rates: Matrix = field(repr=False)
+    exits: Floats = field(repr=False)
+    parts: tuple[str, ...]
+    row: Rows = field(repr=False)
+    clock: float = 1.0
+    order: int = 0
+    coarse: Operator | None = field(default=None, repr=False)
+    positive: bool = True
+    image: Floats | None = field(default=None, repr=False)
+    method: str = ""
+    solver: GridSolver | None = field(default=None, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Number of nodes."""
+        return len(self.nodes)
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the space."""
+        return int(self.nodes.shape[1])
+
+    @property
+    def ladder(self) -> list[Operator]:
+        """The operator on all its meshes, coarse to fine."""
+        return [*(self.coarse.ladder if self.coarse else []), self]
+
+    @cached_property
+    def factor(self) -> GTH | GridSolver:
+        """Solver of diag(row sums + exits) - rates that does not cancel for rare exits."""
+        require(
+            self.positive,
+            "operator",
+            self.method,
+            "has signed weights: it answers expectations only; build it with another method",
+        )
+        if self.solver is not None:
+            return self.solver
+        return gth_factor(self.rates, self.exits.sum(axis=1))
+
+    def solve(self, rhs: Floats) -> Floats:
+        """U with (diag(row sums + exits) - rates) u = rhs >= 0, shape (n,) or (n, k)."""
+        return self.factor.solve(rhs)
+
+    def solve_transposed(self, rhs: Floats) -> Floats:
+        """M with (diag(row sums + exits) - rates)^T m = rhs >= 0, shape (n,)."""
+        return self.factor.solve_transposed(rhs)
+
+    def at(self, x0: ArrayLike, values: Floats, source: Floats | float = 0.0) -> float:
+        """Value at x0 (d,) of a function known at the nodes (`source` is added per step)."""
+        x = check_point(self, x0)
+        row, _ = self.row(x[None])
+        base = float(source) if self.kind == "chain" else 0.0
+        return base + float((row @ values)[0])
+
+    @cached_property
+    def return_law(self) -> Floats:
+        """Stationary mass (n,) of an operator that nothing leaves: visits between two returns."""
+        mass = self.weights / self.weights.sum()
+        for _ in range(64):
+            mass = mass @ self.rates if self.kind == "chain" else mass
+        ref = int(np.argmax(mass)) if self.solver is None else self.solver.reference
+        keep = np.delete(np.arange(self.size), ref)
+        if self.solver is None:
+            to_ref = gth_factor(self.rates[np.ix_(keep, keep)], self.rates[keep, ref])
+            visits = to_ref.solve_transposed(self.rates[ref, keep])
+        else:
+            visits = self.solver.visits_between_returns()
+        out = np.ones(self.size)
+        out[keep] = visits
+        return out / out.sum()
+
+
+def check_point(op: Operator, x0: ArrayLike) -> Floats:
+    """`x0` as a finite vector of the operator's dimension."""
+    x = np.atleast_1d(np.asarray(x0, dtype=np.float64))
+    require(x.shape == (op.dim,), "x0", x.shape, f"must have shape ({op.dim},)")
+    require(bool(np.all(np.isfinite(x))), "x0", x0, "must be finite")
+    return x
+
+
+def exact_answer(
+    op: Operator, question: Callable[[Operator], float], unit: str, notes: tuple[str, ...] = ()
+) -> Estimate:
+    """Ask the operator on each of its meshes; the error follows from their distances.
+
+    With a mesh error of order p (in even powers) the values are extrapolated by Romberg's scheme
+    (Richardson's for two meshes) and the error is the last correction; for spectral meshes the
+    fine value is kept and its whole distance from the coarse one stated. The answer's `stderr` and
+    half-width are this error; `n` is 0 as nothing is sampled.
+    """
+    values = [question(o) for o in op.ladder]
+    fine = values[-1]
+    if not all(map(math.isfinite, values)) or len(values) == 1:
+        known = len(values) > 1 and all(v == fine for v in values)
+        return deterministic(fine, 0.0 if known else math.nan, unit, op.method, notes)
+    if op.order == 0:
+        error = abs(fine - values[0])
+        return deterministic(fine, error + 1e-14 * abs(fine), unit, op.method, notes)
+    value, error = _romberg(values, op.order)
+    return deterministic(
+        value,
+        error + 1e-14 * abs(value),
+        unit,
+        f"{op.method}, extrapolated over {len(values)} meshes",
+        notes,
+    )
+
+
+def _romberg(values: list[float], order: int) -> tuple[float, float]:
+    """Extrapolated value from meshes that halve, coarse to fine, and its last correction."""
+    column, best, error = values, values[-1], math.inf
+    for k in range(1, len(values)):
+        factor = 2.0 ** (order * k) - 1
+        column = [b + (b - a) / factor for a, b in itertools.pairwise(column)]
+        change = abs(column[-1] - best)
+        if change > error:  # rounding or roughness: no more to be gained
+            break
+        best, error = column[-1], change
+    return best, error
+
+
+def deterministic(
+    value: float, error: float, unit: str, method: str, notes: tuple[str, ...] = ()
+) -> Estimate:
+    """A computed answer with a stated error: interval ``value +- error``, level 1, n = 0."""
+    value, error = float(value), float(error)
+    ends = (value, value) if math.isinf(value) else (value - error, value + error)
+    return Estimate(value, error, ends, unit, method, 0, notes=notes, level=1.0)
+
+
+def check_memory(key: str, value: Any, size: int, copies: float = 3.0) -> None:
+    """Refuse a dense (size, size) problem that would not fit, before allocating it."""
+    check_bytes(key, value, 8.0 * copies * size * size)
+
+
+def check_bytes(key: str, value: Any, needed: float) -> None:
+    """Refuse an allocation of `needed` bytes beyond 8 GiB or what the machine has left."""
+    free = 8.0 * 2**30
+    with contextlib.suppress(ValueError, OSError, AttributeError):  # unknown on some systems
+        free = min(free, float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    if needed > free:
+        raise InputError(
+            key,
+            value,
+            f"would need {needed / 2**30:.3g} GiB where "
+            f"{free / 2**30:.3g} GiB are free: use fewer nodes, or simulate",
+        )

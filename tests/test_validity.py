@@ -1,0 +1,152 @@
+"""Verdicts on the diffusion: numbers against exact answers, each verdict both ways."""
+
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import brentq
+
+from batchwell import SGD, InputError, additive, ball, finite_sum, sampled, sublevel
+from batchwell.domain import Domain
+from batchwell.dynamics import diffusion_approximation
+from batchwell.law import stability_limit, stationary_moments
+from batchwell.validity import NUMBERS, USES, validity
+
+multiplicative = sampled(
+    lambda x, z: (1 + 0.8 * z[0]) * x @ x / 2 + z[1] * x[0], "gaussian", dim=1, noise_dim=2
+)
+ROWS = (np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]]), np.array([1.0, -1.0, 2.0]))
+squares = finite_sum(lambda x, z: 0.5 * (z[0] @ x - z[1]) ** 2, ROWS, dim=2)
+
+
+def parabola(law="gaussian"):
+    return additive(lambda x: x @ x / 2, law)
+
+
+@pytest.mark.parametrize(
+    ("law", "value"),
+    [("gaussian", 0.64), ("rademacher", 0.88918772), ("uniform", 0.74059902), ("laplace", 0.51295)],
+)
+def test_exponents_of_the_parabola(law, value):
+    out = validity(SGD(parabola(law), 0.05), ball([0.0], 0.8), minimum=[0.0])
+    assert out.numbers["exponent_ratio"] * 0.64 == pytest.approx(value, rel=1e-4)
+    assert out["escapes"].trust == ("yes" if law == "gaussian" else "no")
+
+
+def test_numbers_of_multiplicative_noise_are_exact():
+    sgd = SGD(multiplicative, 0.2)
+    n = validity(sgd, [0.0]).numbers
+    assert n["stability_limit_sgd"] == pytest.approx(stability_limit(sgd), rel=1e-8)
+    assert n["stability_limit_diffusion"] == pytest.approx(stability_limit(sgd, 1), rel=1e-8)
+    exact = [
+        stationary_moments(p).covariance[0, 0]
+        for p in (sgd, diffusion_approximation(sgd, 1), diffusion_approximation(sgd, 2))
+    ]
+    assert n["variance_ratio_order1"] == pytest.approx(exact[1] / exact[0], rel=1e-7)
+    # Order 2 here keeps the noise of order 1, as the diffusion of order 2 does.
+    assert n["variance_ratio_order2"] == pytest.approx(exact[2] / exact[0], rel=1e-7)
+    assert n["kesten_diffusion"] == pytest.approx(1 + 2 / (0.2 * 0.64))
+    z, w = np.polynomial.hermite_e.hermegauss(200)
+    w = w / w.sum()
+    root = brentq(lambda k: w @ np.abs(1 - 0.2 * (1 + 0.8 * z)) ** k - 1, 2, 30)
+    assert n["kesten_sgd"] == pytest.approx(root, rel=1e-3)
+
+
+def test_least_squares_in_two_dimensions():
+    sgd = SGD(squares, 0.1, 2, "without_replacement")
+    best = np.linalg.lstsq(*ROWS, rcond=None)[0]
+    n = validity(sgd, best).numbers
+    assert n["stability_limit_sgd"] == pytest.approx(stability_limit(sgd), rel=1e-8)
+    chain = np.trace(stationary_moments(sgd).covariance)
+    flow = np.trace(stationary_moments(diffusion_approximation(sgd)).covariance)
+    assert n["variance_ratio_order1"] == pytest.approx(flow / chain, rel=1e-7)
+
+
+def test_verdicts_turn_with_the_learning_rate():
+    def trust(eta, use):
+        return validity(SGD(parabola(), eta), [0.0])[use].trust
+
+    assert [trust(e, "short_time_averages") for e in (0.02, 0.3, 0.9)] == ["yes", "caution", "no"]
+    assert [trust(e, "stationary_variance") for e in (0.02, 0.3, 0.9)] == ["yes", "caution", "no"]
+    assert trust(0.02, "escapes") == "yes"
+    assert trust(1.5, "escapes") == "no"
+
+
+def test_unstable_sgd_beside_a_stable_diffusion():
+    out = validity(SGD(multiplicative, 1.5), [0.0])
+    assert {v.trust for v in out.verdicts} == {"no"}
+    assert "unstable" in out["tails"].reason
+
+
+def test_reshuffled_epochs_are_refused_by_name():
+    best = np.linalg.lstsq(*ROWS, rcond=None)[0]
+    out = validity(SGD(squares, 0.05, 1, "reshuffle"), best)
+    assert all("reshuffled" in v.reason for v in out.verdicts)
+
+
+def test_bounded_noise_that_cannot_climb():
+    well = additive(lambda x: (x[0] ** 2 - 1) ** 2 / 4, "rademacher", scale=0.38)
+    inside = Domain("left well", 1, lambda x: jnp.maximum(x[0], -1.6 - x[0]))
+    out = validity(SGD(well, 0.05), inside, minimum=[-1.0])
+    assert out.numbers["blocked_rays"] == 1
+    assert "cannot climb" in out["escapes"].reason
+    assert out["tails"].trust == "no"
+
+
+def test_heavy_noise():
+    out = validity(SGD(sampled(lambda x, z: x @ x / 2 + z[0] * x[0], "pareto", dim=1), 0.1), [0.0])
+    assert out["tails"].trust == "no"
+
+
+def test_real_data_variance_and_exponent():
+    """T20 and T21: linearised variance to the digits, exponents as an indication."""
+    from sklearn.datasets import load_breast_cancer
+    from sklearn.decomposition import PCA
+
+    x, y = load_breast_cancer(return_X_y=True)
+    x = (x - x.mean(0)) / x.std(0)
+
+    def problem(components):
+        z = np.c_[PCA(components, whiten=True).fit_transform(x), np.ones(len(x))]
+        loss = finite_sum(
+            lambda w, z: jnp.logaddexp(0.0, -z[1] * (z[0] @ w)) + 0.025 * w @ w,
+            (z, 2.0 * y - 1),
+            dim=components + 1,
+        )
+        w = jnp.zeros(components + 1)
+        for _ in range(30):
+            w = w - jnp.linalg.solve(loss.hessian(w), loss.gradient(w))
+        return loss, np.asarray(w)
+
+    from batchwell.validity import _linearise, _variances
+
+    loss, best = problem(5)
+    covariance, ratios = _variances(_linearise(SGD(loss, 0.4, 4), best)[0])
+    assert np.trace(covariance) == pytest.approx(0.08227, abs=3e-5)
+    assert np.trace(covariance) * ratios["variance_ratio_frozen"] == pytest.approx(0.0755, abs=5e-5)
+    loss, best = problem(2)
+    level = float(loss.mean(best)) + 0.02
+    out = validity(SGD(loss, 0.1, 4), sublevel(loss.mean, level, 3), minimum=best)
+    assert out.numbers["exponent_ratio"] == pytest.approx(0.5054 / 0.3051, rel=0.1)
+    assert out["escapes"].trust == "no"
+
+
+def test_report_form():
+    out = validity(SGD(parabola("rademacher"), 0.1), [0.0])
+    assert tuple(v.use for v in out.verdicts) == USES
+    assert set(out.numbers) == set(NUMBERS)
+    text = json.dumps(out.to_dict(), allow_nan=False)
+    assert "inf" in text
+    assert str(out).count("\n") == 3
+    assert math.isinf(out.numbers["kesten_sgd"])
+
+
+def test_refusals():
+    with pytest.raises(InputError, match="minimum"):
+        validity(SGD(parabola(), 0.1), ball([0.0], 1.0))
+    with pytest.raises(InputError, match="minimum"):
+        validity(SGD(additive(lambda x: -x @ x), 0.1), [0.0])
+    with pytest.raises(InputError, match="shape"):
+        validity(SGD(parabola(), 0.1), [0.0, 1.0])
