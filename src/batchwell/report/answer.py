@@ -1,0 +1,328 @@
+"""The answer in plain words, and the terminal's table: sentences made from the numbers alone.
+
+A sentence claims a difference only where an interval leaves out "no difference"; otherwise it says
+that the data do not show one. Comparisons made many at a time use joint intervals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..results import EscapeRow, FinalRow, StudyResult
+from . import reading, sections
+from .ratios import Difference, Ratio, difference, ratio
+from .wording import (
+    NOTHING,
+    at_least,
+    censored,
+    counted,
+    estimate,
+    listing,
+    number,
+    sentence,
+    share,
+    spoken,
+)
+
+
+def answer(result: StudyResult) -> str:
+    """The study's answer in one paragraph of plain words.
+
+    Unfinished studies are said to be so, and what has not been measured is left out.
+    """
+    parts = [
+        *_opening(result),
+        *_stays(result),
+        *_doubling(result),
+        *_sharp_or_flat(result),
+        *_diffusions(result),
+        *_ends(result),
+        *_growing(result),
+    ]
+    return " ".join(sentence(p) for p in parts)
+
+
+def _opening(result: StudyResult) -> list[str]:
+    if result.finished:
+        return []
+    if not (result.escapes or result.finals):
+        return ["this study is not finished, and there is no answer yet."]
+    return ["this study is not finished; so far it shows this."]
+
+
+def _main_cells(result: StudyResult, label: str, process: str = "sgd") -> list[EscapeRow]:
+    rows = reading.cells(
+        result, minimum=label, process=process, learning_rate=reading.main_rate(result)
+    )
+    return [row for row in rows if row.steps is not None]
+
+
+def _stays(result: StudyResult) -> list[str]:
+    """How long SGD stays at the smallest and the largest batch, for each chosen minimum."""
+    found = [(label, _main_cells(result, label)) for label in reading.by_role(result)]
+    found = [(label, rows) for label, rows in found if rows]
+    if not found:
+        return []
+    same = len({(rows[0].batch_size, rows[-1].batch_size) for _, rows in found}) == 1
+    phrases = [
+        f"in the {reading.name_of(result, label)} {_first_last(rows, bool(k) and same)}"
+        for k, (label, rows) in enumerate(found)
+    ]
+    return [
+        f"with learning rate {reading.main_rate(result):g}, SGD stays on average "
+        f"{'; '.join(phrases)}."
+    ]
+
+
+def _first_last(rows: list[EscapeRow], understood: bool) -> str:
+    """Times at the first and the last batch; the batches go unsaid where they are understood."""
+    first, last = rows[0], rows[-1]
+    if first is last:
+        return f"{_steps(first)} steps" + ("" if understood else f" at batch {first.batch_size}")
+    if understood:
+        return f"{_steps(first)} and {_steps(last)}"
+    return (
+        f"{_steps(first)} steps at batch size {first.batch_size} and {_steps(last)} at "
+        f"{last.batch_size}"
+    )
+
+
+def _steps(row: EscapeRow) -> str:
+    assert row.steps is not None
+    if censored(row.steps):
+        return f"more than {spoken(row.steps.interval[0], at_least)}"
+    return spoken(row.steps.value, number)
+
+
+def _doubling(result: StudyResult) -> list[str]:
+    """Factor per doubling of the batch, and whether the factor itself changes."""
+    numbers = sections.escape(result)
+    eta = reading.main_rate(result)
+    if numbers is None:
+        return []
+    growth = {
+        g.label: g
+        for g in numbers.growth
+        if g.process == "sgd" and g.learning_rate == eta and g.mean
+    }
+    found = [growth[label] for label in reading.by_role(result) if label in growth]
+    if not found:
+        return []
+    text = f"each doubling of the batch multiplies that time by {listing(map(_factor, found))}"
+    return [f"{text}{_bending(found)}."]
+
+
+def _factor(growth: sections.Growth) -> str:
+    assert growth.mean is not None
+    small, large, factor = growth.mean
+    return f"{factor} in {growth.label} (mean from {small} to {large})"
+
+
+def _bending(found: list[sections.Growth]) -> str:
+    """Whether the factor grows with the batch: the theory's exponential law makes it."""
+    bent = [g for g in found if g.steps and g.steps[-1][2].low > g.steps[0][2].high]
+    if not bent:
+        return ""
+    small, large, last = bent[0].steps[-1]
+    first = bent[0].steps[0]
+    return (
+        f"; the factor itself grows, in {bent[0].label} from {first[2]} between batch sizes "
+        f"{first[0]} and {first[1]} to {last} between {small} and {large}"
+    )
+
+
+def _sharp_or_flat(result: StudyResult) -> list[str]:
+    """Whether SGD leaves the sharp minimum sooner, at the smallest batch both were seen to leave."""
+    order = reading.by_role(result)
+    if len(order) < 2:
+        return []
+    sharp, flat = order[0], order[-1]
+    pairs = [
+        (a, b, r)
+        for a in _main_cells(result, sharp)
+        for b in _main_cells(result, flat)
+        if a.batch_size == b.batch_size and (r := ratio(b.steps, a.steps)).known
+    ]
+    if not pairs:
+        return []
+    row, _, factor = pairs[0]
+    return [_sooner(factor, sharp, flat, row.batch_size)]
+
+
+def _sooner(factor: Ratio, sharp: str, flat: str, size: int) -> str:
+    if factor.above:
+        return f"at batch size {size} it stays {factor} times as long in {flat} as in {sharp}."
+    if factor.below:
+        return (
+            f"sharp is not what it leaves first here: at batch size {size} it stays only "
+            f"{factor} times as long in the flatter minimum {flat} as in {sharp}."
+        )
+    return (
+        f"the data do not show that it stays longer in {flat} than in {sharp} at batch size "
+        f"{size}: the ratio is {factor}."
+    )
+
+
+_SPOKEN = {"diffusion-1": "order-1 diffusion", "diffusion-2": "order-2 diffusion"}
+
+
+def _diffusions(result: StudyResult) -> list[str]:
+    numbers = sections.agreement(result)
+    if numbers is None or not numbers.comparisons:
+        return []
+    names = [p for p in reading.processes(result) if numbers.of(p)]
+    return [_against(_SPOKEN.get(p, p), numbers.of(p)) for p in names]
+
+
+def _against(name: str, found: list[sections.Comparison]) -> str:
+    clear = [c for c in found if c.verdict == "differs"]
+    cells = counted(len(found), "comparable cell")
+    if not clear:
+        widest = max(c.ratio.high / c.ratio.low if c.ratio.two_sided else 1 for c in found)
+        return (
+            f"in {cells} the data do not tell the {name} from SGD "
+            f"(the widest ratio's interval spans a factor of {number(widest, 2)})."
+        )
+    worst = max(clear, key=_certain_gap)
+    than = "longer" if worst.joint.above else "shorter"
+    return (
+        f"the {name} clearly disagrees with SGD in {len(clear)} of {cells}, most in {worst.label} "
+        f"at batch size {worst.batch_size} and learning rate {worst.learning_rate:g}, where it "
+        f"stays {than}: {worst.ratio} times SGD's steps."
+    )
+
+
+def _certain_gap(comparison: sections.Comparison) -> float:
+    """The factor that the joint interval guarantees."""
+    joint = comparison.joint
+    return joint.low if joint.above else 1 / max(joint.high, 1e-300)
+
+
+def _ends(result: StudyResult) -> list[str]:
+    """Shares still in the start's basin at the smallest and the largest constant batch."""
+    numbers = sections.finals(result)
+    if numbers is None:
+        return []
+    order = reading.by_role(result)
+    groups = [g for g in numbers.groups if g[1] == _finals_rate(result)]
+    groups.sort(key=lambda g: order.index(g[0]) if g[0] in order else len(order))
+    sharp_and_flat = groups[:1] + groups[-1:] if len(groups) > 1 else groups
+    return [text for start, _, rows in sharp_and_flat if (text := _left(result, start, rows))]
+
+
+def _finals_rate(result: StudyResult) -> float:
+    rates = [row.learning_rate for row in result.finals]
+    main = reading.main_rate(result)
+    return main if main is not None and main in rates else min(rates)
+
+
+def _left(result: StudyResult, start: str, rows: tuple[FinalRow, ...]) -> str:
+    constant = [r for r in rows if not r.growing and r.stayed is not None]
+    if not constant:
+        return ""
+    first, last = constant[0], constant[-1]
+    text = (
+        f"after {first.examples:,} examples from {start}, {share(first.stayed)} of the runs are "
+        f"still there at batch size {first.stages[0][0]}"
+    )
+    if first is last:
+        return text + "."
+    text += f" and {share(last.stayed)} at {last.stages[0][0]}"
+    if first.sharpness is None or last.sharpness is None:
+        return text + "."
+    return text + _flatter(difference(first.sharpness, last.sharpness)) + "."
+
+
+def _flatter(gap: Difference) -> str:
+    if gap.low <= 0 <= gap.high:
+        return f"; the mean sharpness they end with is not shown to differ ({gap})"
+    word = "flatter" if gap.value < 0 else "sharper"
+    return f"; the small batch ends {word}, with a mean λmax that differs by {gap}"
+
+
+def _growing(result: StudyResult) -> list[str]:
+    """Whether growing the batch helped, over all starts and growing schedules."""
+    numbers = sections.finals(result)
+    if numbers is None or not numbers.trials:
+        return []
+    by_quantity = [
+        (words, [t for t in numbers.trials if t.quantity == quantity])
+        for quantity, words in (("loss", "lower loss"), ("sharpness", "flatter minimum"))
+    ]
+    parts = [_growing_in(words, trials) for words, trials in by_quantity if trials]
+    return ["growing the batch " + ", and ".join(parts) + "."]
+
+
+def _growing_in(words: str, trials: list[sections.Trial]) -> str:
+    won = [t for t in trials if t.verdict == "lower"]
+    lost = [t for t in trials if t.verdict == "higher"]
+    if won:
+        best = min(won, key=lambda t: t.difference.high)
+        where = "" if len(won) == len(trials) else f" in {len(won)} of {len(trials)} cases"
+        return (
+            f"ends at a {words} than every constant batch{where} (from {best.start}: "
+            f"{best.difference} against {best.best_constant}, the best of them)"
+        )
+    if len(lost) == len(trials):
+        least = min(lost, key=lambda t: t.difference.low)
+        return (
+            f"ends at a {_OPPOSITE[words]} than the best constant batch (from {least.start}: "
+            f"{least.difference} against {least.best_constant})"
+        )
+    return f"is not shown to end at a {words} than the best constant batch"
+
+
+_OPPOSITE = {"lower loss": "higher loss", "flatter minimum": "sharper minimum"}
+
+
+@dataclass(frozen=True)
+class SummaryTable:
+    """Column heads and rows of text for a terminal."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def summary_table(result: StudyResult) -> SummaryTable:
+    """One row for each minimum, learning rate and batch size; one column for each process.
+
+    Times are mean exit times in SGD steps with 95% intervals.
+    """
+    processes = reading.processes(result)
+    several = len(reading.learning_rates(result)) > 1
+    head = ["minimum", "role", "sharpness", *(["η"] if several else []), "B"]
+    names = [f"{reading.process_name(p)} (steps)" for p in processes]
+    keys = dict.fromkeys(
+        (label, row.learning_rate, row.batch_size)
+        for label in reading.studied(result)
+        for row in sorted(
+            reading.cells(result, minimum=label), key=lambda r: (r.learning_rate, r.batch_size)
+        )
+    )
+    rows = [_summary_row(result, *key, processes, several) for key in keys]
+    return SummaryTable((*head, *names), tuple(rows))
+
+
+def _summary_row(
+    result: StudyResult, label: str, eta: float, size: int, processes: list[str], several: bool
+) -> tuple[str, ...]:
+    minimum = reading.minimum_of(result, label)
+    found = {
+        row.process: row
+        for row in reading.cells(result, minimum=label, learning_rate=eta, batch_size=size)
+    }
+    return (
+        label,
+        (minimum.role if minimum else "") or NOTHING,
+        number(minimum.lambda_max) if minimum else NOTHING,
+        *([f"{eta:g}"] if several else []),
+        str(size),
+        *(cell_text(found.get(process)) for process in processes),
+    )
+
+
+def cell_text(row: EscapeRow | None) -> str:
+    """One escape cell as text: a time, a limit, `failed`, or a dash if not run."""
+    if row is None:
+        return NOTHING
+    return "failed" if row.steps is None else estimate(row.steps)
