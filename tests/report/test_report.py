@@ -180,7 +180,7 @@ def test_disagreement_is_claimed_only_beyond_the_intervals() -> None:
     assert "disagrees" not in words
     slower = exponential_mean(3e5, 100, 100)
     assert "clearly disagrees with SGD in 1 of 1 comparable cell" in answer(pair(fast, slower))
-    assert "stays longer: 3 [" in answer(pair(fast, slower))
+    assert "stays longer: 3.00 [" in answer(pair(fast, slower))
     never = exponential_mean(3e6, 0, 100)
     assert "stays longer: more than" in answer(pair(fast, never))
 
@@ -261,8 +261,8 @@ def test_escape_figure_drops_nothing(study: StudyResult) -> None:
     assert numbers is not None
     figure = drawing.escape_figure(study, numbers)
     assert [heading for heading, _ in figure.groups] == [
-        "learning rate η = 0.25",
-        "learning rate η = 0.5",
+        "Learning rate η = 0.25",
+        "Learning rate η = 0.5",
     ]
     marks = [m for plot in plots(figure) for curve in plot.curves for m in curve.marks]
     assert len(marks) == len(study.escapes)

@@ -34,6 +34,7 @@ def answer(result: StudyResult) -> str:
         *_opening(result),
         *_stays(result),
         *_doubling(result),
+        *_rates(result),
         *_sharp_or_flat(result),
         *_diffusions(result),
         *_ends(result),
@@ -65,13 +66,20 @@ def _stays(result: StudyResult) -> list[str]:
         return []
     same = len({(rows[0].batch_size, rows[-1].batch_size) for _, rows in found}) == 1
     phrases = [
-        f"in the {reading.name_of(result, label)} {_first_last(rows, bool(k) and same)}"
+        f"in {reading.name_of(result, label)} {_first_last(rows, bool(k) and same)}"
         for k, (label, rows) in enumerate(found)
     ]
-    return [
-        f"with learning rate {reading.main_rate(result):g}, SGD stays on average "
-        f"{'; '.join(phrases)}."
-    ]
+    rate = f"with learning rate {reading.main_rate(result):g}"
+    if all(_longer(rows) for _, rows in found):
+        return [
+            f"the larger the batch, the longer SGD stays: {rate} on average {'; '.join(phrases)}."
+        ]
+    return [f"{rate}, SGD stays on average {'; '.join(phrases)}."]
+
+
+def _longer(rows: list[EscapeRow]) -> bool:
+    """Whether the time at the largest batch is clearly above that at the smallest."""
+    return ratio(rows[-1].steps, rows[0].steps).above
 
 
 def _first_last(rows: list[EscapeRow], understood: bool) -> str:
@@ -89,9 +97,14 @@ def _first_last(rows: list[EscapeRow], understood: bool) -> str:
 
 def _steps(row: EscapeRow) -> str:
     assert row.steps is not None
+    low, high = row.steps.interval
     if censored(row.steps):
-        return f"more than {spoken(row.steps.interval[0], at_least)}"
-    return spoken(row.steps.value, number)
+        return f"more than {spoken(low, at_least)}"
+    rough = "roughly " if not high < ROUGH * low else ""
+    return rough + spoken(row.steps.value, number)
+
+
+ROUGH = 3  # an interval that spans more than this factor makes a number rough
 
 
 def _doubling(result: StudyResult) -> list[str]:
@@ -108,27 +121,48 @@ def _doubling(result: StudyResult) -> list[str]:
     found = [growth[label] for label in reading.by_role(result) if label in growth]
     if not found:
         return []
-    text = f"each doubling of the batch multiplies that time by {listing(map(_factor, found))}"
-    return [f"{text}{_bending(found)}."]
+    bent = [g for g in found if g.steps[-1][2].low > g.steps[0][2].high]
+    return [_bending(bent[0], found)] if bent else [_steady(found)]
 
 
-def _factor(growth: sections.Growth) -> str:
-    assert growth.mean is not None
-    small, large, factor = growth.mean
-    return f"{factor} in {growth.label} (mean from {small} to {large})"
+def _steady(found: list[sections.Growth]) -> str:
+    factors = [f"{g.mean[2]} in {g.label}" for g in found if g.mean]
+    return f"each doubling of the batch multiplies that time on average by {listing(factors)}."
 
 
-def _bending(found: list[sections.Growth]) -> str:
-    """Whether the factor grows with the batch: the theory's exponential law makes it."""
-    bent = [g for g in found if g.steps and g.steps[-1][2].low > g.steps[0][2].high]
-    if not bent:
-        return ""
-    small, large, last = bent[0].steps[-1]
-    first = bent[0].steps[0]
+def _bending(one: sections.Growth, found: list[sections.Growth]) -> str:
+    """Growth that itself grows with the batch, as an exponential law makes it."""
+    (a, b, first), (c, d, last) = one.steps[0], one.steps[-1]
+    means = [f"{number(g.mean[2].value)} in {g.label}" for g in found if g.mean]
     return (
-        f"; the factor itself grows, in {bent[0].label} from {first[2]} between batch sizes "
-        f"{first[0]} and {first[1]} to {last} between {small} and {large}"
+        f"and it grows faster and faster: in {one.label} it is multiplied by {first} from batch size {a} to {b} and by {last} from {c} to {d} (each doubling of "
+        f"the batch on average by {listing(means)})."
     )
+
+
+def _rates(result: StudyResult) -> list[str]:
+    """What another learning rate does to the time in the sharpest minimum, at one batch size."""
+    main, order = reading.main_rate(result), reading.by_role(result)
+    others = [eta for eta in reading.learning_rates(result) if eta != main]
+    if not (others and order):
+        return []
+    pairs = [
+        (b.batch_size, r)
+        for a in _main_cells(result, order[0])
+        for b in reading.cells(result, minimum=order[0], process="sgd", learning_rate=others[0])
+        if a.batch_size == b.batch_size and (r := ratio(b.steps, a.steps)).known
+    ]
+    if not pairs:
+        return []
+    size, factor = pairs[0]
+    return [
+        f"with learning rate {others[0]:g} it stays {factor} times as long in {order[0]} at batch "
+        f"size {size}{_shown(factor)}."
+    ]
+
+
+def _shown(factor: Ratio) -> str:
+    return "" if factor.above or factor.below else ", which is no difference shown"
 
 
 def _sharp_or_flat(result: StudyResult) -> list[str]:
@@ -207,7 +241,8 @@ def _ends(result: StudyResult) -> list[str]:
     groups = [g for g in numbers.groups if g[1] == _finals_rate(result)]
     groups.sort(key=lambda g: order.index(g[0]) if g[0] in order else len(order))
     sharp_and_flat = groups[:1] + groups[-1:] if len(groups) > 1 else groups
-    return [text for start, _, rows in sharp_and_flat if (text := _left(result, start, rows))]
+    texts = [_left(start, rows, k == 0) for k, (start, _, rows) in enumerate(sharp_and_flat)]
+    return [text for text in texts if text]
 
 
 def _finals_rate(result: StudyResult) -> float:
@@ -216,19 +251,18 @@ def _finals_rate(result: StudyResult) -> float:
     return main if main is not None and main in rates else min(rates)
 
 
-def _left(result: StudyResult, start: str, rows: tuple[FinalRow, ...]) -> str:
+def _left(start: str, rows: tuple[FinalRow, ...], full: bool) -> str:
+    """How many stayed; for the first start also how sharp it is where the runs ended."""
     constant = [r for r in rows if not r.growing and r.stayed is not None]
     if not constant:
         return ""
     first, last = constant[0], constant[-1]
-    text = (
-        f"after {first.examples:,} examples from {start}, {share(first.stayed)} of the runs are "
-        f"still there at batch size {first.stages[0][0]}"
-    )
-    if first is last:
-        return text + "."
-    text += f" and {share(last.stayed)} at {last.stages[0][0]}"
-    if first.sharpness is None or last.sharpness is None:
+    text = f"after {first.examples:,} examples, " if full else ""
+    text += f"{share(first.stayed)} of the runs from {start} are still there"
+    text += f" at batch size {first.stages[0][0]}"
+    if first is not last:
+        text += f" and {share(last.stayed)} at {last.stages[0][0]}"
+    if not full or first is last or first.sharpness is None or last.sharpness is None:
         return text + "."
     return text + _flatter(difference(first.sharpness, last.sharpness)) + "."
 

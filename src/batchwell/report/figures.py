@@ -99,6 +99,17 @@ class Dots:
 Panel = Plot | Bars | Dots
 
 
+def spelt(panel: Panel) -> str:
+    """A panel in words, for those who do not see it: its title and every mark."""
+    if isinstance(panel, Bars):
+        tips = [part.tip for _, parts in panel.rows for part in parts]
+    elif isinstance(panel, Dots):
+        tips = [mark.tip for _, mark in panel.rows if mark]
+    else:
+        tips = [mark.tip for curve in panel.curves if curve.dots for mark in curve.marks]
+    return ". ".join([panel.title, "; ".join(tips)]) if tips else panel.title
+
+
 @dataclass(frozen=True)
 class Figure:
     """Panels under headings, with what they show (`caption`) and say (`description`)."""
@@ -214,13 +225,14 @@ def _by_rate(pairs: Iterable[tuple[float, Panel]]) -> tuple[tuple[str, tuple[Pan
     groups: dict[float, list[Panel]] = {}
     for eta, panel in pairs:
         groups.setdefault(eta, []).append(panel)
-    return tuple((f"learning rate η = {eta:g}", tuple(found)) for eta, found in groups.items())
+    return tuple((f"Learning rate η = {eta:g}", tuple(found)) for eta, found in groups.items())
 
 
 def _place_title(place: sections.Place) -> str:
+    name = wording.sentence(place.name.removeprefix("the "))
     if place.sharpness is None:
-        return wording.sentence(place.name)
-    return f"{wording.sentence(place.name)}, λmax = {wording.number(place.sharpness)}"
+        return name
+    return f"{name}, λmax = {wording.measured(place.sharpness)}"
 
 
 LEGEND_TIMES = (
@@ -244,7 +256,8 @@ def escape_figure(result: StudyResult, numbers: sections.Escape) -> Figure:
         "Mean exit time against batch size",
         "How many SGD steps pass on average until the basin of a minimum is left, on logarithmic "
         "scales, with 95% intervals. All panels share their axes. Runs that never left are kept: "
-        "means and limits beyond the time watched rest on the exponential law of exit times.",
+        "means and limits beyond the dotted line, where watching ended, rest on the exponential law "
+        "of exit times.",
         f"{wording.counted(len(panels), 'panel')}, one for each minimum and learning rate; every "
         "number is in the table of escape times.",
         _by_rate(panels),
@@ -258,7 +271,7 @@ def _watched(place: sections.Place) -> tuple[tuple[float, str, str], ...]:
     if len(horizons) != 1:
         return ()
     horizon = horizons.pop()
-    return ((float(horizon), f"watched until {wording.number(horizon)}", "post"),)
+    return ((float(horizon), "watch ends", "post"),)
 
 
 def ratio_mark(x: float, ratio: Ratio, where: str) -> Mark:
@@ -382,7 +395,7 @@ def finals_figure(result: StudyResult, numbers: sections.Finals) -> Figure:
     several = len({eta for _, eta, _ in numbers.groups}) > 1
     groups = []
     for start, eta, rows in numbers.groups:
-        heading = f"Started in the {reading.name_of(result, start)}"
+        heading = f"Started in {reading.name_of(result, start)}"
         heading += f", η = {eta:g}" if several else ""
         groups.append((heading, _finals_panels(numbers, start, rows)))
     return Figure(

@@ -38,8 +38,9 @@ LEADS = {
     "its sharpest direction.",
     "finals": "All runs of one figure see the same number of examples, so that a larger batch "
     "takes fewer steps.",
-    "lines": "",
-    "minima": "",
+    "lines": "Whether two minima are apart, seen from the straight line between them.",
+    "minima": "Found from many starts; minima that the problem's symmetries map onto each other "
+    "are listed once.",
     "warnings": "",
     "settings": "",
 }

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..estimate import LEVEL, Estimate
-from .wording import at_least, censored, number, span
+from .wording import at_least, censored, measured, number, span
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Ratio:
 
     def __str__(self) -> str:
         if self.two_sided:
-            return f"{number(self.value)} {span(self.low, self.high)}"
+            return f"{measured(self.value)} {span(self.low, self.high)}"
         if self.low > 0:
             return f"more than {at_least(self.low)}"
         if math.isfinite(self.high):
@@ -78,7 +78,7 @@ def ratio(top: Estimate | None, bottom: Estimate | None, level: float = LEVEL) -
     >>> from batchwell.estimate import exponential_mean
     >>> slow, fast = exponential_mean(4e5, 100, 100), exponential_mean(1e5, 100, 100)
     >>> print(ratio(slow, fast))
-    4 [3.03, 5.28]
+    4.00 [3.03, 5.28]
     >>> print(ratio(exponential_mean(4e5, 0, 100), fast))
     more than 106
     """
@@ -99,7 +99,7 @@ def per_doubling(whole: Ratio, doublings: float) -> Ratio:
     """Geometric mean of the factor per doubling, of a ratio over several doublings.
 
     >>> print(per_doubling(Ratio(16.0, 9.0, 25.0), 2))
-    4 [3, 5]
+    4.00 [3.00, 5.00]
     """
     return Ratio(*(v ** (1 / doublings) for v in (whole.value, whole.low, whole.high)))
 
@@ -118,8 +118,12 @@ class Difference:
     high: float
 
     def __str__(self) -> str:
-        sign = "+" if self.value > 0 else ""
-        return f"{sign}{number(self.value)} {span(self.low, self.high)}"
+        half = (self.high - self.low) / 2
+        decimals = max(0, 2 - math.floor(math.log10(half))) if half > 0 else 3
+        value, low, high = (
+            f"{v:.{decimals}f}".replace("-", "−") for v in (self.value, self.low, self.high)
+        )
+        return f"{'+' if self.value > 0 else ''}{value} [{low}, {high}]"
 
 
 def difference(first: Estimate, second: Estimate, level: float = LEVEL) -> Difference:
@@ -130,7 +134,7 @@ def difference(first: Estimate, second: Estimate, level: float = LEVEL) -> Diffe
     >>> one = Estimate(1.5, 0.3, (0.9, 2.1), "1", "mean", 50)
     >>> two = Estimate(1.0, 0.4, (0.2, 1.8), "1", "mean", 50)
     >>> print(difference(one, two))
-    +0.5 [−0.48, 1.48]
+    +0.500 [−0.480, 1.480]
     """
     from scipy.stats import norm
 

@@ -71,10 +71,9 @@ def studied(result: StudyResult) -> list[str]:
 
 
 def name_of(result: StudyResult, label: str) -> str:
-    """A minimum with its role: ``sharp minimum F``."""
+    """A minimum with its role: ``the sharp minimum F``; without a role ``minimum F``."""
     minimum = minimum_of(result, label)
-    role = f"{minimum.role} " if minimum and minimum.role else ""
-    return f"{role}minimum {label}"
+    return f"the {minimum.role} minimum {label}" if minimum and minimum.role else f"minimum {label}"
 
 
 def by_role(result: StudyResult) -> list[str]:

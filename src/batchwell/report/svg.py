@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup, escape
 
-from .figures import Axis, Bars, Curve, Dots, Figure, Mark, Panel, Part, Plot
+from .figures import Axis, Bars, Curve, Dots, Figure, Mark, Panel, Part, Plot, spelt
 
 WIDTH, HEIGHT = 340, 262
 LEFT, RIGHT, TOP, BOTTOM = 58, 56, 20, 42
@@ -44,15 +44,15 @@ def scale(axis: Axis, start: float, end: float) -> Scale:
 def draw(panel: Panel) -> Markup:
     """One panel as an SVG element."""
     if isinstance(panel, Plot):
-        return _frame(panel.title, HEIGHT, _plot(panel))
+        return _frame(spelt(panel), HEIGHT, _plot(panel))
     rows = len(panel.rows)
     body = _bars(panel) if isinstance(panel, Bars) else _dots(panel)
-    return _frame(panel.title, rows * ROW + TOP + BOTTOM, body)
+    return _frame(spelt(panel), rows * ROW + TOP + BOTTOM, body)
 
 
-def _frame(title: str, height: float, body: Sequence[Markup]) -> Markup:
+def _frame(words: str, height: float, body: Sequence[Markup]) -> Markup:
     box = f"0 0 {WIDTH} {height}"
-    return tag("svg", *body, viewBox=box, role="img", aria_label=title, class_="panel")
+    return tag("svg", *body, viewBox=box, role="img", aria_label=words, class_="panel")
 
 
 def _plot(plot: Plot) -> list[Markup]:
@@ -108,8 +108,7 @@ def _rules(plot: Plot, y: Scale) -> list[Markup]:
         at = y(value)
         out.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at, class_=style))
         if text:
-            right = WIDTH - RIGHT
-            out.append(tag("text", text, x=right, y=at + 13, class_="tick end halo"))
+            out.append(tag("text", text, x=LEFT + 3, y=at - 4, class_="tick halo"))
     return out
 
 
@@ -142,8 +141,7 @@ def _points(run: Sequence[Mark], x: Scale, y: Scale) -> str:
 def _mark(mark: Mark, style: str, at: float, y: Scale) -> Markup:
     tip = tag("title", mark.tip)
     if mark.kind == "failed":
-        low = HEIGHT - BOTTOM - 8
-        cross = f"M{at - 4:.1f} {low - 4}l8 8m0 -8l-8 8"
+        cross = f"M{at - 4:.1f} {HEIGHT - BOTTOM - 12}l8 8m0 -8l-8 8"
         return tag("g", tip, tag("path", d=cross, class_="stroke"), class_="mark")
     if mark.kind == "limit":
         return tag("g", tip, *_arrow(mark, at, y), class_="mark")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..results import FinalRow, MinimumRow, StudyResult
 from . import reading, sections
-from .wording import NOTHING, estimate, number, share, whole
+from .wording import NOTHING, estimate, measured, number, share, whole
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,8 @@ def lines_tables(numbers: Iterable[sections.Line]) -> list[Table]:
     rows = tuple(
         (
             f"{line.row.start} to {line.row.end}",
-            *(number(v, 4) for v in (line.row.loss[0], line.top, line.row.loss[-1])),
-            number(line.barrier),
+            *(measured(v, 4) for v in (line.row.loss[0], line.top, line.row.loss[-1])),
+            measured(line.barrier),
         )
         for line in numbers
     )
@@ -240,8 +240,8 @@ def _minimum_row(m: MinimumRow) -> tuple[str, ...]:
     return (
         m.label,
         m.role or NOTHING,
-        number(m.loss, 4),
-        *(number(v) for v in values),
+        measured(m.loss, 4),
+        *(measured(v) for v in values),
         whole(m.starts),
     )
 

@@ -13,22 +13,24 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SMALLEST, _LARGEST = 1e-3, 1e7  # outside of these a power of ten reads better
 
 
-def number(value: Any, digits: int = 3) -> str:
+def number(value: Any, digits: int = 3, keep: bool = False) -> str:
     """`value` with `digits` significant digits; a dash for what is not a number.
+
+    Zeros at the end are dropped unless `keep`: measured numbers keep them, ticks do not.
 
     Examples
     --------
     >>> number(12345.6), number(0.03456), number(-2.0), number(None)
     ('12,300', '0.0346', '−2', '–')
-    >>> number(1.5e-7)
-    '1.5 × 10⁻⁷'
+    >>> number(1.5e-7), number(0.34), number(0.34, keep=True)
+    ('1.5 × 10⁻⁷', '0.34', '0.340')
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return NOTHING if value is None else str(value)
     if not math.isfinite(value):
         return NOTHING if math.isnan(value) else ("∞" if value > 0 else "−∞")
     if value < 0:
-        return "−" + number(-value, digits)
+        return "−" + number(-value, digits, keep)
     if value == 0:
         return "0"
     rounded = float(f"{value:.{digits - 1}e}")
@@ -36,7 +38,16 @@ def number(value: Any, digits: int = 3) -> str:
         return power(rounded, digits)
     decimals = max(0, digits - 1 - math.floor(math.log10(rounded)))
     text = f"{rounded:,.{decimals}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return text if keep or "." not in text else text.rstrip("0").rstrip(".")
+
+
+def measured(value: Any, digits: int = 3) -> str:
+    """A measured number: all of its significant digits, zeros too.
+
+    >>> measured(2.4)
+    '2.40'
+    """
+    return number(value, digits, keep=True)
 
 
 def power(value: float, digits: int) -> str:
@@ -90,9 +101,9 @@ def span(low: float, high: float) -> str:
     """An interval in brackets.
 
     >>> span(1.0, 2345.6)
-    '[1, 2,350]'
+    '[1.00, 2,350]'
     """
-    return f"[{number(low)}, {number(high)}]"
+    return f"[{measured(low)}, {measured(high)}]"
 
 
 def censored(estimate: Estimate) -> bool:
@@ -110,7 +121,7 @@ def estimate(value: Estimate | None) -> str:
         return NOTHING
     if censored(value):
         return f"more than {at_least(value.interval[0])}"
-    return f"{number(value.value)} {span(*value.interval)}"
+    return f"{measured(value.value)} {span(*value.interval)}"
 
 
 def percent(value: float) -> str:
