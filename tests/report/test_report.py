@@ -226,6 +226,34 @@ def test_the_answer_names_numbers_of_the_cells(study: StudyResult) -> None:
     assert "\n" not in words
 
 
+def growing_cells(times: dict[int, float]) -> tuple[EscapeRow, ...]:
+    return tuple(
+        EscapeRow("A", "sgd", 0.5, b, 0.5 / b, 10_000, 1, exponential_mean(400 * t, 400, 400))
+        for b, t in times.items()
+    )
+
+
+def test_faster_growth_is_judged_per_doubling() -> None:
+    plain = StudyResult("growth", "", "", {}, {}, finished=True)
+    # 3 per doubling everywhere; only the steps between the batches differ.
+    steady = answer(replace(plain, escapes=growing_cells({1: 10, 2: 30, 16: 810})))
+    assert "multiplies that time on average by 3.00 [" in steady
+    faster = answer(replace(plain, escapes=growing_cells({1: 10, 2: 30, 8: 3000})))
+    assert "faster and faster" in faster
+    assert "by 3.00 [" in faster
+    assert "by 10.0 [" in faster
+
+
+def test_never_leaving_is_said() -> None:
+    never = exponential_mean(1e6, 0, 100)
+    rows = (EscapeRow("A", "sgd", 0.5, 8, 0.1, 10_000, 1, never),)
+    words = answer(StudyResult("never", "", "", {}, {}, escapes=rows, finished=True))
+    assert words.endswith(
+        "was never seen to leave and stays on average in minimum A more than "
+        "271,000 steps at batch size 8."
+    )
+
+
 def test_overlapping_times_are_not_called_different(study: StudyResult) -> None:
     times = exponential_mean(1e5, 100, 100)
     rows = tuple(EscapeRow(label, "sgd", 0.5, 2, 0.25, 10_000, 1, times) for label in ("A", "F"))
@@ -470,6 +498,8 @@ def test_the_roster_is_sound(study: StudyResult) -> None:
         assert row.numbers(study) is not None
         assert row.absent or row.numbers(made_up.empty()) is not None
     assert set(page.LEADS) <= set(keys)
+    assert set(drawing.FIGURES) <= set(keys)
+    assert set(tables.TABLES) <= set(keys)
 
 
 def test_settings_and_command_are_shown(html: str) -> None:

@@ -7,10 +7,11 @@ that the data do not show one. Comparisons made many at a time use joint interva
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log2
 
 from ..results import EscapeRow, FinalRow, StudyResult
 from . import reading, sections
-from .ratios import Difference, Ratio, difference, ratio
+from .ratios import Difference, Ratio, difference, per_doubling, ratio
 from .wording import (
     NOTHING,
     at_least,
@@ -74,7 +75,9 @@ def _stays(result: StudyResult) -> list[str]:
         return [
             f"the larger the batch, the longer SGD stays: {rate} on average {'; '.join(phrases)}."
         ]
-    return [f"{rate}, SGD stays on average {'; '.join(phrases)}."]
+    never = all(censored(row.steps) for _, rows in found for row in rows if row.steps)
+    seen = "was never seen to leave and stays" if never else "stays"
+    return [f"{rate}, SGD {seen} on average {'; '.join(phrases)}."]
 
 
 def _longer(rows: list[EscapeRow]) -> bool:
@@ -86,7 +89,9 @@ def _first_last(rows: list[EscapeRow], understood: bool) -> str:
     """Times at the first and the last batch; the batches go unsaid where they are understood."""
     first, last = rows[0], rows[-1]
     if first is last:
-        return f"{_steps(first)} steps" + ("" if understood else f" at batch {first.batch_size}")
+        return f"{_steps(first)} steps" + (
+            "" if understood else f" at batch size {first.batch_size}"
+        )
     if understood:
         return f"{_steps(first)} and {_steps(last)}"
     return (
@@ -121,8 +126,13 @@ def _doubling(result: StudyResult) -> list[str]:
     found = [growth[label] for label in reading.by_role(result) if label in growth]
     if not found:
         return []
-    bent = [g for g in found if g.steps[-1][2].low > g.steps[0][2].high]
-    return [_bending(bent[0], found)] if bent else [_steady(found)]
+    bent = [g for g in found if _per_doubling(g, -1).low > _per_doubling(g, 0).high]
+    return [_bending(bent[0]) if bent else _steady(found)]
+
+
+def _per_doubling(growth: sections.Growth, step: int) -> Ratio:
+    small, large, factor = growth.steps[step]
+    return per_doubling(factor, log2(large / small))
 
 
 def _steady(found: list[sections.Growth]) -> str:
@@ -130,13 +140,13 @@ def _steady(found: list[sections.Growth]) -> str:
     return f"each doubling of the batch multiplies that time on average by {listing(factors)}."
 
 
-def _bending(one: sections.Growth, found: list[sections.Growth]) -> str:
+def _bending(growth: sections.Growth) -> str:
     """Growth that itself grows with the batch, as an exponential law makes it."""
-    (a, b, first), (c, d, last) = one.steps[0], one.steps[-1]
-    means = [f"{number(g.mean[2].value)} in {g.label}" for g in found if g.mean]
+    (a, b, _), (c, d, _) = growth.steps[0], growth.steps[-1]
+    first, last = _per_doubling(growth, 0), _per_doubling(growth, -1)
     return (
-        f"and it grows faster and faster: in {one.label} it is multiplied by {first} from batch size {a} to {b} and by {last} from {c} to {d} (each doubling of "
-        f"the batch on average by {listing(means)})."
+        f"it grows faster and faster: in {growth.label} each doubling of the batch multiplies it "
+        f"by {first} between batch sizes {a} and {b}, and by {last} between {c} and {d}."
     )
 
 
@@ -270,8 +280,9 @@ def _left(start: str, rows: tuple[FinalRow, ...], full: bool) -> str:
 def _flatter(gap: Difference) -> str:
     if gap.low <= 0 <= gap.high:
         return f"; the mean sharpness they end with is not shown to differ ({gap})"
-    word = "flatter" if gap.value < 0 else "sharper"
-    return f"; the small batch ends {word}, with a mean λmax that differs by {gap}"
+    if gap.value < 0:
+        return f"; the small batch ends flatter, its mean λmax lower by {gap.reversed()}"
+    return f"; the small batch ends sharper, its mean λmax higher by {gap}"
 
 
 def _growing(result: StudyResult) -> list[str]:

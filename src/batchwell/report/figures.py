@@ -7,8 +7,9 @@ Colour never carries a message alone: shapes, direct labels and order repeat it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..estimate import Estimate
 from ..results import FinalRow, StudyResult
@@ -296,8 +297,10 @@ def _ratio_curves(found: Sequence[sections.Comparison], processes: list[str]) ->
     )
 
 
-def agreement_figure(result: StudyResult, numbers: sections.Agreement) -> Figure:
+def agreement_figure(result: StudyResult, numbers: sections.Agreement) -> Figure | None:
     """A diffusion's mean exit time over SGD's, against batch size."""
+    if not numbers.comparisons:
+        return None
     keys = dict.fromkeys((c.learning_rate, c.label) for c in numbers.comparisons)
     names = [p for p in reading.processes(result) if numbers.of(p)]
     curves = {
@@ -338,7 +341,7 @@ def shade(rank: int, count: int) -> int:
     return 0 if count < 2 else math.floor(rank * (SHADES - 1) / (count - 1) + 0.5)
 
 
-def sharpness_figure(numbers: sections.Sharpness) -> Figure:
+def sharpness_figure(result: StudyResult, numbers: sections.Sharpness) -> Figure:
     """SGD's mean exit time against curvature and noise: one panel for each measure."""
     values = [v for c in numbers.cells if c.row.steps for v in (*c.row.steps.interval,)]
     y = log_axis("mean exit time (SGD steps)", values, 0.09)
@@ -464,7 +467,7 @@ def _part_style(numbers: sections.Finals, label: str) -> str:
     return f"b{shade(ranked.index(label), len(ranked))}"
 
 
-def lines_figure(numbers: Sequence[sections.Line]) -> Figure:
+def lines_figure(result: StudyResult, numbers: Sequence[sections.Line]) -> Figure:
     """Loss along the straight line between two minima."""
     y = linear_axis("loss", [v for line in numbers for v in line.row.loss])
     x = Axis("position on the line", 0.0, 1.0, False, linear_ticks(0.0, 1.0, 2))
@@ -490,18 +493,16 @@ def _line_plot(line: sections.Line, x: Axis, y: Axis) -> Plot:
     return Plot(title, x, y, (Curve("", "sgd", marks, dots=False),), posts=ends)
 
 
-def figures(result: StudyResult, numbers: Mapping[str, object]) -> dict[str, Figure]:
-    """All figures for which there are numbers, by section."""
-    out: dict[str, Figure] = {}
-    for key, found in numbers.items():
-        if isinstance(found, sections.Escape):
-            out[key] = escape_figure(result, found)
-        elif isinstance(found, sections.Agreement) and found.comparisons:
-            out[key] = agreement_figure(result, found)
-        elif isinstance(found, sections.Sharpness):
-            out[key] = sharpness_figure(found)
-        elif isinstance(found, sections.Finals):
-            out[key] = finals_figure(result, found)
-        elif key == "lines" and isinstance(found, tuple):
-            out[key] = lines_figure(found)
-    return out
+# Section -> its figure. A figure takes the result and the section's numbers.
+FIGURES: Mapping[str, Callable[[StudyResult, Any], Figure | None]] = {
+    "escape": escape_figure,
+    "agreement": agreement_figure,
+    "sharpness": sharpness_figure,
+    "finals": finals_figure,
+    "lines": lines_figure,
+}
+
+
+def figure_of(key: str, result: StudyResult, numbers: Any) -> Figure | None:
+    """The figure of a section, if it has one and there are numbers for it."""
+    return FIGURES[key](result, numbers) if key in FIGURES and numbers is not None else None

@@ -73,7 +73,6 @@ class Part:
 def parts(result: StudyResult) -> list[Part]:
     """All sections of the roster, and the long tables gathered in one of their own."""
     numbers = {row.key: row.numbers(result) for row in sections.SECTIONS}
-    drawn = figures.figures(result, numbers)
     cited = references.numbered(result)
     here, long = _numbered(result, numbers)
     out = []
@@ -81,7 +80,7 @@ def parts(result: StudyResult) -> list[Part]:
         if row.key == LAST and long:
             gathered = [pair for found in long.values() for pair in found]
             out.append(Part(NUMBERS, "All numbers", tables=gathered))
-        figure = drawn.get(row.key)
+        figure = figures.figure_of(row.key, result, numbers[row.key])
         keys = [*row.references, *references.cited_by(row.key, result)]
         out.append(
             Part(
@@ -105,7 +104,7 @@ Numbered = dict[str, list[tuple[int, tables.Table]]]
 
 def _numbered(result: StudyResult, numbers: Mapping[str, Any]) -> tuple[Numbered, Numbered]:
     """Tables that stay in their section and long ones, numbered in the order of the page."""
-    made = {key: tables.tables_of(result, found) for key, found in numbers.items()}
+    made = {key: tables.tables_of(key, result, found) for key, found in numbers.items()}
     before = [key for key in made if key in SHORT_TABLES and key != LAST]
     order = [*before, *(key for key in made if key not in SHORT_TABLES), LAST]
     here: Numbered = {}
@@ -229,7 +228,18 @@ def _replace(target: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
         Path(name).replace(target)
+        _sync_folder(target.parent)
     except BaseException:
         with suppress(OSError):
             Path(name).unlink()
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself survive a crash, where the system can sync folders."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -117,13 +117,19 @@ class Difference:
     low: float
     high: float
 
+    def reversed(self) -> Difference:
+        """Second minus first."""
+        return Difference(-self.value, -self.high, -self.low)
+
     def __str__(self) -> str:
         half = (self.high - self.low) / 2
+        if not math.isfinite(half):
+            return "not determined"
         decimals = max(0, 2 - math.floor(math.log10(half))) if half > 0 else 3
         value, low, high = (
             f"{v:.{decimals}f}".replace("-", "−") for v in (self.value, self.low, self.high)
         )
-        return f"{'+' if self.value > 0 else ''}{value} [{low}, {high}]"
+        return f"{value} [{low}, {high}]"
 
 
 def difference(first: Estimate, second: Estimate, level: float = LEVEL) -> Difference:
@@ -134,7 +140,7 @@ def difference(first: Estimate, second: Estimate, level: float = LEVEL) -> Diffe
     >>> one = Estimate(1.5, 0.3, (0.9, 2.1), "1", "mean", 50)
     >>> two = Estimate(1.0, 0.4, (0.2, 1.8), "1", "mean", 50)
     >>> print(difference(one, two))
-    +0.500 [−0.480, 1.480]
+    0.500 [−0.480, 1.480]
     """
     from scipy.stats import norm
 

@@ -111,8 +111,10 @@ def main_rate(result: StudyResult) -> float | None:
 
 def expected_cells(result: StudyResult) -> Iterator[tuple[str, str, float, int]]:
     """The escape cells that the study set out for, as far as settings and rows tell."""
-    etas = _numbers(find(result.settings, "learning_rates")) or learning_rates(result)
-    sizes = _numbers(find(result.settings, "batch_sizes")) or batch_sizes(result)
+    part = find(result.settings, "escape", "escapes")
+    settings = part if isinstance(part, Mapping) else result.settings
+    etas = _numbers(find(settings, "learning_rates")) or learning_rates(result)
+    sizes = _numbers(find(settings, "batch_sizes")) or batch_sizes(result)
     for label in studied(result):
         for process in processes(result):
             for eta in etas:

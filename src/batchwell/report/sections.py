@@ -124,7 +124,11 @@ def _place(result: StudyResult, label: str, eta: float, size: int | None) -> Pla
 def _growth(place: Place, process: str, rows: list[EscapeRow]) -> Growth:
     """Factors between neighbouring batch sizes, and the mean factor per doubling."""
     pairs = [(a, b, ratio(b.steps, a.steps)) for a, b in pairwise(rows)]
-    steps = tuple((a.batch_size, b.batch_size, r) for a, b, r in pairs if r.known)
+    steps = tuple(
+        (a.batch_size, b.batch_size, r)
+        for a, b, r in pairs
+        if r.known and b.batch_size > a.batch_size
+    )
     sure = [row for row in rows if reading.known(row) is not None]
     mean = None
     if len(sure) > 1 and sure[-1].batch_size > sure[0].batch_size:
@@ -427,12 +431,20 @@ class Settings:
 
 
 def settings(result: StudyResult) -> Settings:
-    """Settings, versions and the command line."""
+    """Settings, versions and the command line.
+
+    ``command`` in the settings is how the study was started; ``resume_command`` how to go on, else
+    the command with ``--resume``. The size of the data (``n_examples``) gives epochs.
+    """
     command = str(reading.find(result.settings, "command") or "")
     resume = str(reading.find(result.settings, "resume_command") or "")
     if command and not resume:
         resume = command if "--resume" in command else f"{command} --resume"
-    shown = {k: v for k, v in flatten(result.settings).items() if k != "command"}
+    shown = {
+        k: v
+        for k, v in flatten(result.settings).items()
+        if k.split(".")[-1] not in {"command", "resume_command"}
+    }
     versions = {str(k): str(v) for k, v in result.versions.items()}
     return Settings(shown, versions, command, resume, result.seconds)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..results import FinalRow, MinimumRow, StudyResult
 from . import reading, sections
@@ -123,7 +124,7 @@ VERDICTS = {
 }
 
 
-def agreement_tables(numbers: sections.Agreement) -> list[Table]:
+def agreement_tables(result: StudyResult, numbers: sections.Agreement) -> list[Table]:
     """Every comparison of a diffusion with SGD."""
     if not numbers.comparisons:
         return []
@@ -150,7 +151,7 @@ def agreement_tables(numbers: sections.Agreement) -> list[Table]:
     return [Table(caption, columns, rows, 4)]
 
 
-def finals_tables(numbers: sections.Finals) -> list[Table]:
+def finals_tables(result: StudyResult, numbers: sections.Finals) -> list[Table]:
     """Every final distribution, and growing schedules against constant ones."""
     rows = tuple(_final_row(row) for _, _, group in numbers.groups for row in group)
     columns = (
@@ -206,7 +207,7 @@ def _trials_table(trials: Iterable[sections.Trial]) -> Table:
     return Table(caption, columns, rows, 4)
 
 
-def lines_tables(numbers: Iterable[sections.Line]) -> list[Table]:
+def lines_tables(result: StudyResult, numbers: Iterable[sections.Line]) -> list[Table]:
     """Ends and heights of the lines."""
     rows = tuple(
         (
@@ -220,7 +221,7 @@ def lines_tables(numbers: Iterable[sections.Line]) -> list[Table]:
     return [Table("Loss along straight lines between minima", columns, rows)]
 
 
-def minima_tables(numbers: sections.Minima) -> list[Table]:
+def minima_tables(result: StudyResult, numbers: sections.Minima) -> list[Table]:
     """All minima, and the search that found them."""
     rows = tuple(_minimum_row(m) for m in numbers.rows)
     columns = (
@@ -251,7 +252,7 @@ def pairs(caption: str, values: Mapping[str, str]) -> Table:
     return Table(caption, ("name", "value"), tuple(values.items()))
 
 
-def warning_tables(numbers: sections.Warnings) -> list[Table]:
+def warning_tables(result: StudyResult, numbers: sections.Warnings) -> list[Table]:
     """Failed cells and remarks on single cells."""
     tables = []
     if numbers.failed:
@@ -262,24 +263,24 @@ def warning_tables(numbers: sections.Warnings) -> list[Table]:
     return tables
 
 
-def settings_tables(numbers: sections.Settings) -> list[Table]:
+def settings_tables(result: StudyResult, numbers: sections.Settings) -> list[Table]:
     """Settings and versions."""
     found = [("Settings", numbers.settings), ("Versions", numbers.versions)]
     return [pairs(caption, values) for caption, values in found if values]
 
 
-def tables_of(result: StudyResult, numbers: object) -> list[Table]:
-    """The tables of one section's numbers."""
-    if isinstance(numbers, sections.Escape):
-        return escape_tables(result, numbers)
-    if isinstance(numbers, sections.Agreement):
-        return agreement_tables(numbers)
-    if isinstance(numbers, sections.Finals):
-        return finals_tables(numbers)
-    if isinstance(numbers, sections.Minima):
-        return minima_tables(numbers)
-    if isinstance(numbers, sections.Warnings):
-        return warning_tables(numbers)
-    if isinstance(numbers, sections.Settings):
-        return settings_tables(numbers)
-    return lines_tables(numbers) if isinstance(numbers, tuple) else []
+# Section -> its tables. They take the result and the section's numbers.
+TABLES: Mapping[str, Callable[[StudyResult, Any], list[Table]]] = {
+    "escape": escape_tables,
+    "agreement": agreement_tables,
+    "finals": finals_tables,
+    "lines": lines_tables,
+    "minima": minima_tables,
+    "warnings": warning_tables,
+    "settings": settings_tables,
+}
+
+
+def tables_of(key: str, result: StudyResult, numbers: Any) -> list[Table]:
+    """The tables of a section; none without numbers."""
+    return TABLES[key](result, numbers) if key in TABLES and numbers is not None else []
