@@ -436,7 +436,7 @@ def test_unfinished_says_what_is_missing_and_how_to_go_on() -> None:
     text = render(result)
     assert "This study is not finished." in text
     assert "batchwell study breast-cancer-network --out runs/demo --resume" in text
-    assert "Where SGD ends has not been measured yet." in text
+    assert "Where SGD ends was not measured." in text
     assert answer(result).startswith("This study is not finished; so far")
 
 

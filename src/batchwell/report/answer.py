@@ -207,15 +207,12 @@ def _sooner(factor: Ratio, sharp: str, flat: str, size: int) -> str:
     )
 
 
-_SPOKEN = {"diffusion-1": "order-1 diffusion", "diffusion-2": "order-2 diffusion"}
-
-
 def _diffusions(result: StudyResult) -> list[str]:
     numbers = sections.agreement(result)
     if numbers is None or not numbers.comparisons:
         return []
     names = [p for p in reading.processes(result) if numbers.of(p)]
-    return [_against(_SPOKEN.get(p, p), numbers.of(p)) for p in names]
+    return [_against(reading.spoken_process(p), numbers.of(p)) for p in names]
 
 
 def _against(name: str, found: list[sections.Comparison]) -> str:

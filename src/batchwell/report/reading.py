@@ -42,6 +42,16 @@ def process_name(process: str) -> str:
     return PROCESS_NAMES.get(process, process)
 
 
+def spoken_process(process: str) -> str:
+    """A process in a sentence.
+
+    >>> spoken_process("diffusion-1"), spoken_process("sgd")
+    ('order-1 diffusion', 'SGD')
+    """
+    kind, _, order = process.partition("-")
+    return f"order-{order} diffusion" if kind == "diffusion" and order else process_name(process)
+
+
 def processes(result: StudyResult) -> list[str]:
     """Processes of the escape cells, in the order of `PROCESS_NAMES`, unknown ones last."""
     seen = dict.fromkeys(row.process for row in result.escapes)
@@ -140,7 +150,7 @@ def missing(result: StudyResult) -> list[str]:
     if not have:
         found.append("all escape times")
     elif gaps:
-        where = listing(dict.fromkeys(process_name(p) for _, p, _, _ in gaps))
+        where = listing(dict.fromkeys(spoken_process(p) for _, p, _, _ in gaps))
         found.append(f"{counted(len(gaps), 'escape time')} ({where})")
     found += ["where SGD ends"] if not result.finals else []
     found += ["the loss between the minima"] if not result.lines else []
@@ -151,7 +161,7 @@ def failed(result: StudyResult) -> list[tuple[str, str]]:
     """Cells that gave no number: where, and the error."""
     escapes = [
         (
-            f"{process_name(r.process)} from minimum {r.minimum}, B = {r.batch_size}, "
+            f"{spoken_process(r.process)} from minimum {r.minimum}, B = {r.batch_size}, "
             f"η = {r.learning_rate:g}",
             r.error or "no reason was recorded",
         )

@@ -406,7 +406,7 @@ def _cell_notes(row: EscapeRow) -> list[tuple[str, str]]:
     if row.steps is None:
         return []
     where = (
-        f"{reading.process_name(row.process)} from minimum {row.minimum}, "
+        f"{reading.spoken_process(row.process)} from minimum {row.minimum}, "
         f"B = {row.batch_size}, η = {row.learning_rate:g}"
     )
     # That a limit is a limit stands in every table already.
@@ -466,7 +466,7 @@ SECTIONS = (
         "How long SGD stays, by batch size",
         escape,
         ("freidlin-wentzell",),
-        "No escape time has been measured yet.",
+        "No escape time was measured.",
     ),
     Section(
         "agreement",
@@ -480,23 +480,23 @@ SECTIONS = (
         "Sharpness against escape time",
         sharpness,
         ("keskar", "dinh"),
-        "No escape time of SGD from a listed minimum has been measured yet.",
+        "No escape time of SGD from a listed minimum was measured.",
     ),
     Section(
         "finals",
         "Where SGD ends",
         finals,
         (),
-        "Where SGD ends has not been measured yet.",
+        "Where SGD ends was not measured.",
     ),
     Section(
         "lines",
         "Loss between the minima",
         lines,
         ("goodfellow",),
-        "The loss between the minima has not been evaluated yet.",
+        "The loss between the minima was not evaluated.",
     ),
-    Section("minima", "All minima found", minima, (), "No minimum has been found yet."),
+    Section("minima", "All minima found", minima, (), "No minimum was found."),
     Section("warnings", "Notes and warnings", warnings, (), "Nothing to report."),
     Section("settings", "Settings, and how to run it again", settings),
 )

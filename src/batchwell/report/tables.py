@@ -8,7 +8,7 @@ from typing import Any
 
 from ..results import FinalRow, MinimumRow, StudyResult
 from . import reading, sections
-from .wording import NOTHING, estimate, measured, number, share, whole
+from .wording import NOTHING, estimate, measured, number, share, span, whole
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def agreement_tables(result: StudyResult, numbers: sections.Agreement) -> list[T
             f"{c.learning_rate:g}",
             whole(c.batch_size),
             str(c.ratio),
-            str(c.joint),
+            span(c.joint.low, c.joint.high) if c.joint.two_sided else str(c.joint),
             VERDICTS[c.verdict],
         )
         for c in numbers.comparisons

@@ -97,13 +97,13 @@ def spoken(value: float, form: Callable[[float], str] = number) -> str:
     return form(value)
 
 
-def span(low: float, high: float) -> str:
+def span(low: float, high: float, digits: int = 3) -> str:
     """An interval in brackets.
 
     >>> span(1.0, 2345.6)
     '[1.00, 2,350]'
     """
-    return f"[{measured(low)}, {measured(high)}]"
+    return f"[{measured(low, digits)}, {measured(high, digits)}]"
 
 
 def censored(estimate: Estimate) -> bool:
@@ -116,12 +116,23 @@ def estimate(value: Estimate | None) -> str:
 
     >>> estimate(Estimate(312.4, 9.0, (295.2, 330.1), "steps", "direct", 900))
     '312 [295, 330]'
+    >>> estimate(Estimate(0.38912, 2e-4, (0.38872, 0.38952), "loss", "mean", 500))
+    '0.3891 [0.3887, 0.3895]'
     """
     if value is None:
         return NOTHING
     if censored(value):
         return f"more than {at_least(value.interval[0])}"
-    return f"{measured(value.value)} {span(*value.interval)}"
+    digits = _digits(value)
+    return f"{measured(value.value, digits)} {span(*value.interval, digits)}"
+
+
+def _digits(value: Estimate) -> int:
+    """Three digits, or as many as it takes to tell the ends of a narrow interval apart."""
+    half = (value.interval[1] - value.interval[0]) / 2
+    if not (math.isfinite(half) and half > 0 and value.value):
+        return 3
+    return min(7, max(3, 1 + math.ceil(math.log10(abs(value.value) / half))))
 
 
 def percent(value: float) -> str:
