@@ -1,0 +1,508 @@
+"""Numbers to figures: each figure is plain data (axes, curves, marks) that `svg` only has to draw.
+
+Small panels in a row instead of one crowded plot: they stay readable on a phone and on paper.
+Colour never carries a message alone: shapes, direct labels and order repeat it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..estimate import Estimate
+from ..results import FinalRow, StudyResult
+from . import reading, sections, wording
+from .ratios import Ratio
+
+SHADES = 8  # of the sequential palettes in page.css
+STYLES = {"sgd": "sgd", "diffusion-1": "first", "diffusion-2": "second"}
+SHORT = {"sgd": "SGD", "diffusion-1": "order 1", "diffusion-2": "order 2"}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One number: a `value` with its interval, a one-sided `limit`, or `failed` (no y at all).
+
+    A limit points up from `low` where only that is known, else down from `high`.
+    """
+
+    x: float
+    y: float
+    low: float
+    high: float
+    kind: str
+    tip: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Marks of one series; `style` names its colour and shape, `joined` draws a line."""
+
+    name: str
+    style: str
+    marks: tuple[Mark, ...]
+    joined: bool = True
+    dots: bool = True
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A scale with its ticks."""
+
+    label: str
+    low: float
+    high: float
+    log: bool
+    ticks: tuple[tuple[float, str], ...]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Curves over two axes; `rules` are level lines (y, text, style), `posts` upright (x, text)."""
+
+    title: str
+    x: Axis
+    y: Axis
+    curves: tuple[Curve, ...]
+    rules: tuple[tuple[float, str, str], ...] = ()
+    posts: tuple[tuple[float, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a bar: a share, its short text and its style."""
+
+    share: float
+    text: str
+    style: str
+    tip: str
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Stacked level bars, one for each row."""
+
+    title: str
+    rows: tuple[tuple[str, tuple[Part, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One number with its interval for each row, along a level axis."""
+
+    title: str
+    x: Axis
+    rows: tuple[tuple[str, Mark | None], ...]
+
+
+Panel = Plot | Bars | Dots
+
+
+def spelt(panel: Panel) -> str:
+    """A panel in words, for those who do not see it: its title and every mark."""
+    if isinstance(panel, Bars):
+        tips = [part.tip for _, parts in panel.rows for part in parts]
+    elif isinstance(panel, Dots):
+        tips = [mark.tip for _, mark in panel.rows if mark]
+    else:
+        tips = [mark.tip for curve in panel.curves if curve.dots for mark in curve.marks]
+    return ". ".join([panel.title, "; ".join(tips)]) if tips else panel.title
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels under headings, with what they show (`caption`) and say (`description`)."""
+
+    key: str
+    title: str
+    caption: str
+    description: str
+    groups: tuple[tuple[str, tuple[Panel, ...]], ...]
+    legend: tuple[tuple[str, str], ...] = ()
+
+
+def log_ticks(low: float, high: float) -> tuple[tuple[float, str], ...]:
+    """Powers of ten within a range, with 2 and 5 in between where there are few.
+
+    Examples
+    --------
+    >>> [text for _, text in log_ticks(90, 12_000)]
+    ['100', '1,000', '10,000']
+    """
+    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    powers = [10.0**k for k in range(first, last + 1)]
+    if len(powers) < 3:
+        spread = [m * 10.0**k for k in range(first - 1, last + 1) for m in (1, 2, 5)]
+        powers = [v for v in spread if low <= v <= high]
+    every = math.ceil(len(powers) / 7)
+    return tuple((v, _tick(v)) for v in powers[::every])
+
+
+def _tick(value: float) -> str:
+    """Short enough for the margin: powers of ten from a million on."""
+    return wording.power(value, 1) if value >= 1e6 else wording.number(value)
+
+
+def linear_ticks(low: float, high: float, wanted: int = 4) -> tuple[tuple[float, str], ...]:
+    """Round values within a range.
+
+    >>> [text for _, text in linear_ticks(0.0, 1.0)]
+    ['0', '0.2', '0.4', '0.6', '0.8', '1']
+    """
+    raw = (high - low) / wanted
+    grain = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * grain for m in (1, 2, 2.5, 5, 10) if m * grain >= raw * 0.75)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return tuple((k * step, wording.number(k * step)) for k in range(first, last + 1))
+
+
+def log_axis(label: str, values: Iterable[float], room: float = 0.06) -> Axis:
+    """A log axis around the positive finite `values`, with `room` at both ends."""
+    found = [v for v in values if v > 0 and math.isfinite(v)] or [1.0, 10.0]
+    low, high = math.log10(min(found)), math.log10(max(found))
+    if high - low < 0.5:
+        low, high = (low + high) / 2 - 0.25, (low + high) / 2 + 0.25
+    pad = room * (high - low)
+    ends = 10 ** (low - pad), 10 ** (high + pad)
+    return Axis(label, *ends, True, log_ticks(*ends))
+
+
+def linear_axis(label: str, values: Iterable[float], room: float = 0.05) -> Axis:
+    """A linear axis around the finite `values`."""
+    found = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
+    low, high = min(found), max(found)
+    if high - low < 1e-12 * max(1.0, abs(high)):
+        low, high = low - 0.5 * max(abs(low), 1e-3), high + 0.5 * max(abs(high), 1e-3)
+    pad = room * (high - low)
+    return Axis(label, low - pad, high + pad, False, linear_ticks(low - pad, high + pad))
+
+
+def batch_axis(sizes: Sequence[int]) -> Axis:
+    """Batch sizes on a log scale, a tick at each one measured."""
+    every = math.ceil(len(sizes) / 8)
+    ticks = tuple((float(b), f"{b:,}") for b in sizes[::every])
+    return Axis("batch size B", min(sizes) / 1.25, max(sizes) * 1.25, True, ticks)
+
+
+def _mark(x: float, value: Estimate | None, where: str, error: str = "") -> Mark:
+    if value is None:
+        return Mark(x, math.nan, math.nan, math.nan, "failed", f"{where}: failed, {error}")
+    low, high = value.interval
+    tip = f"{where}: {wording.estimate(value)} {value.unit}"
+    if wording.censored(value):
+        return Mark(x, math.nan, low, math.inf, "limit", f"{tip} (no exit seen)")
+    return Mark(x, value.value, low, high, "value", tip)
+
+
+def _ends(curves: Iterable[Curve]) -> list[float]:
+    """All finite numbers that a y axis has to hold."""
+    marks = [m for curve in curves for m in curve.marks]
+    return [v for m in marks for v in (m.y, m.low, m.high) if math.isfinite(v) and v > 0]
+
+
+def _escape_curves(place: sections.Place) -> tuple[Curve, ...]:
+    return tuple(
+        Curve(
+            SHORT.get(process, process),
+            STYLES.get(process, "other"),
+            tuple(
+                _mark(
+                    c.row.batch_size,
+                    c.row.steps,
+                    f"{reading.process_name(process)}, {place.label}, B = {c.row.batch_size}",
+                    c.row.error,
+                )
+                for c in found
+            ),
+        )
+        for process, found in place.cells.items()
+    )
+
+
+def _by_rate(pairs: Iterable[tuple[float, Panel]]) -> tuple[tuple[str, tuple[Panel, ...]], ...]:
+    """Panels in groups by learning rate."""
+    groups: dict[float, list[Panel]] = {}
+    for eta, panel in pairs:
+        groups.setdefault(eta, []).append(panel)
+    return tuple((f"Learning rate η = {eta:g}", tuple(found)) for eta, found in groups.items())
+
+
+def _place_title(place: sections.Place) -> str:
+    name = wording.sentence(place.name.removeprefix("the "))
+    if place.sharpness is None:
+        return name
+    return f"{name}, λmax = {wording.measured(place.sharpness)}"
+
+
+LEGEND_TIMES = (
+    ("value", "mean with 95% interval"),
+    ("limit", "no exit seen: the true mean lies above (95% lower limit)"),
+    ("failed", "cell failed, see the warnings"),
+)
+
+
+def escape_figure(result: StudyResult, numbers: sections.Escape) -> Figure:
+    """Log mean exit time against batch size: one panel for each minimum and learning rate."""
+    curves = [(place, _escape_curves(place)) for place in numbers.places]
+    horizons = [float(c.row.horizon) for p in numbers.places for cs in p.cells.values() for c in cs]
+    ends = _ends(c for _, cs in curves for c in cs)
+    y = log_axis("mean exit time (SGD steps)", [*ends, *horizons], 0.09)
+    x = batch_axis(reading.batch_sizes(result))
+    panels = [(p.learning_rate, Plot(_place_title(p), x, y, cs, _watched(p))) for p, cs in curves]
+    kinds = {m.kind for _, cs in curves for c in cs for m in c.marks}
+    return Figure(
+        "escape",
+        "Mean exit time against batch size",
+        "How many SGD steps pass on average until the basin of a minimum is left, on logarithmic "
+        "scales, with 95% intervals. All panels share their axes. Runs that never left are kept: "
+        "means and limits beyond the dotted line, where watching ended, rest on the exponential law "
+        "of exit times.",
+        f"{wording.counted(len(panels), 'panel')}, one for each minimum and learning rate; every "
+        "number is in the table of escape times.",
+        _by_rate(panels),
+        tuple((k, text) for k, text in LEGEND_TIMES if k in kinds),
+    )
+
+
+def _watched(place: sections.Place) -> tuple[tuple[float, str, str], ...]:
+    """A level line at the time until which all cells of a place were watched, if it is one."""
+    horizons = {c.row.horizon for found in place.cells.values() for c in found}
+    if len(horizons) != 1:
+        return ()
+    horizon = horizons.pop()
+    return ((float(horizon), "watch ends", "post"),)
+
+
+def ratio_mark(x: float, ratio: Ratio, where: str) -> Mark:
+    """A ratio as a mark: two-sided, or a limit from one side."""
+    tip = f"{where}: {ratio} times SGD"
+    kind = "value" if ratio.two_sided else "limit"
+    return Mark(x, ratio.value, ratio.low if ratio.low > 0 else math.nan, ratio.high, kind, tip)
+
+
+def _ratio_curves(found: Sequence[sections.Comparison], processes: list[str]) -> tuple[Curve, ...]:
+    return tuple(
+        Curve(
+            SHORT.get(process, process),
+            STYLES.get(process, "other"),
+            tuple(
+                ratio_mark(c.batch_size, c.ratio, f"{reading.process_name(process)}, {c.label}")
+                for c in sorted(mine, key=lambda c: c.batch_size)
+            ),
+        )
+        for process in processes
+        if (mine := [c for c in found if c.process == process])
+    )
+
+
+def agreement_figure(result: StudyResult, numbers: sections.Agreement) -> Figure | None:
+    """A diffusion's mean exit time over SGD's, against batch size."""
+    if not numbers.comparisons:
+        return None
+    keys = dict.fromkeys((c.learning_rate, c.label) for c in numbers.comparisons)
+    names = [p for p in reading.processes(result) if numbers.of(p)]
+    curves = {
+        key: _ratio_curves(
+            [c for c in numbers.comparisons if (c.learning_rate, c.label) == key], names
+        )
+        for key in keys
+    }
+    values = _ends(c for cs in curves.values() for c in cs)
+    y = log_axis("diffusion's time / SGD's time", [*values, 0.8, 1.25], 0.09)
+    x = batch_axis(sorted({c.batch_size for c in numbers.comparisons}))
+    panels = [
+        (eta, Plot(_label_title(result, label), x, y, cs, ((1.0, "", "rule"),)))
+        for (eta, label), cs in sorted(curves.items())
+    ]
+    return Figure(
+        "agreement",
+        "Mean exit time of the diffusions, relative to SGD",
+        "Above the dashed line a diffusion stays longer than the SGD it stands for, below it shorter. "
+        "Intervals are 95% each; an arrow is a limit, where one of the two was never seen to leave.",
+        "Ratios of mean exit times; every number is in the table of comparisons.",
+        _by_rate(panels),
+    )
+
+
+def _label_title(result: StudyResult, label: str) -> str:
+    minimum = reading.minimum_of(result, label)
+    sharpness = minimum.lambda_max if minimum else None
+    return _place_title(sections.Place(label, reading.name_of(result, label), sharpness, 0.0, {}))
+
+
+def shade(rank: int, count: int) -> int:
+    """Which of the `SHADES` colours the `rank`-th of `count` things gets, ends first.
+
+    >>> [shade(k, 3) for k in range(3)]
+    [0, 4, 7]
+    """
+    return 0 if count < 2 else math.floor(rank * (SHADES - 1) / (count - 1) + 0.5)
+
+
+def sharpness_figure(result: StudyResult, numbers: sections.Sharpness) -> Figure:
+    """SGD's mean exit time against curvature and noise: one panel for each measure."""
+    values = [v for c in numbers.cells if c.row.steps for v in (*c.row.steps.interval,)]
+    y = log_axis("mean exit time (SGD steps)", values, 0.09)
+    panels = [
+        (eta, _sharpness_plot(numbers, measure, eta, y))
+        for eta in numbers.learning_rates
+        for measure in sections.MEASURES
+        if _measured(numbers, measure)
+    ]
+    count = len({c.row.minimum for c in numbers.cells})
+    few = f" With {count} minima this is a picture, not a law." if count < 6 else ""
+    return Figure(
+        "sharpness",
+        "Sharpness and noise at the minimum against SGD's mean exit time",
+        "One line for each batch size B, one upright for each minimum. Sharp need not "
+        f"mean left first: the noise along the way out decides.{few}",
+        "Mean exit times of SGD over the largest Hessian eigenvalue, the Hessian trace and the "
+        "noise trace of the minimum they start from.",
+        _by_rate(panels),
+    )
+
+
+def _measured(numbers: sections.Sharpness, measure: str) -> bool:
+    values = [getattr(m, measure) for m in numbers.minima.values()]
+    return all(v is not None and math.isfinite(v) for v in values)
+
+
+def _sharpness_plot(numbers: sections.Sharpness, measure: str, eta: float, y: Axis) -> Plot:
+    here = [c for c in numbers.cells if c.row.learning_rate == eta]
+    at = {c.row.minimum: float(getattr(numbers.minima[c.row.minimum], measure)) for c in here}
+    sizes = sorted({c.row.batch_size for c in here})
+    curves = tuple(
+        Curve(f"B = {b}", f"q{shade(k, len(sizes))}", _over_measure(here, b, at))
+        for k, b in enumerate(sizes)
+    )
+    wide = min(at.values()) > 0 and max(at.values()) > 8 * min(at.values())
+    axis = log_axis if wide else linear_axis
+    label = sections.MEASURES[measure]
+    posts = tuple((v, k) for k, v in sorted(at.items(), key=lambda item: item[1]))
+    return Plot(wording.sentence(label), axis(label, at.values(), 0.1), y, curves, posts=posts)
+
+
+def _over_measure(
+    found: Sequence[sections.Cell], size: int, at: Mapping[str, float]
+) -> tuple[Mark, ...]:
+    mine = sorted((c for c in found if c.row.batch_size == size), key=lambda c: at[c.row.minimum])
+    return tuple(
+        _mark(at[c.row.minimum], c.row.steps, f"minimum {c.row.minimum}, B = {size}") for c in mine
+    )
+
+
+def finals_figure(result: StudyResult, numbers: sections.Finals) -> Figure:
+    """Final basins as stacked bars, beside the share that stayed and the mean sharpness."""
+    several = len({eta for _, eta, _ in numbers.groups}) > 1
+    groups = []
+    for start, eta, rows in numbers.groups:
+        heading = f"Started in {reading.name_of(result, start)}"
+        heading += f", η = {eta:g}" if several else ""
+        groups.append((heading, _finals_panels(numbers, start, rows)))
+    return Figure(
+        "finals",
+        "Where SGD ends, by batch size",
+        f"Basins after {_examples(result)} examples; the batch size is constant or, below the "
+        "constant ones, grows on the way. Bars are coloured from the flattest minimum (blue) to "
+        "the sharpest (red) and labelled where there is room; intervals are 95%.",
+        "Shares of runs by final basin, with the share that stayed and the mean sharpness; every "
+        "number is in the table of final shares.",
+        tuple(groups),
+    )
+
+
+def _examples(result: StudyResult) -> str:
+    return wording.listing(f"{n:,}" for n in sorted({row.examples for row in result.finals}))
+
+
+def _finals_panels(
+    numbers: sections.Finals, start: str, rows: tuple[FinalRow, ...]
+) -> tuple[Panel, ...]:
+    everything = [r for _, _, group in numbers.groups for r in group]
+    sharp = [v for r in everything if r.sharpness for v in r.sharpness.interval]
+    names = [(reading.arrows(r.schedule), r) for r in rows]
+    bars = tuple((name, _parts(numbers, r)) for name, r in names)
+    stayed = tuple((name, _row_mark(r.stayed, name, True)) for name, r in names)
+    sharpness = tuple((name, _row_mark(r.sharpness, name, False)) for name, r in names)
+    shares = Axis("share of runs", 0.0, 1.0, False, _PERCENT)
+    panels: list[Panel] = [Bars("Final basin", bars)]
+    if any(mark for _, mark in stayed):
+        panels.append(Dots(f"Still in the basin of {start}", shares, stayed))
+    if sharp:
+        axis = linear_axis("mean λmax at the end", sharp)
+        panels.append(Dots("Sharpness where it ended", axis, sharpness))
+    return tuple(panels)
+
+
+_PERCENT = ((0.0, "0%"), (0.25, "25%"), (0.5, "50%"), (0.75, "75%"), (1.0, "100%"))
+
+
+def _row_mark(value: Estimate | None, where: str, share: bool) -> Mark | None:
+    if value is None:
+        return None
+    text = wording.share(value) if share else wording.estimate(value)
+    return Mark(value.value, 0.0, *value.interval, "value", f"{where}: {text}")
+
+
+def _parts(numbers: sections.Finals, row: FinalRow) -> tuple[Part, ...]:
+    order = [label for label in numbers.labels if label in row.shares]
+    return tuple(
+        Part(
+            row.shares[label].value,
+            label,
+            _part_style(numbers, label),
+            f"{reading.arrows(row.schedule)}, {label}: {wording.share(row.shares[label])}",
+        )
+        for label in order
+        if row.shares[label].value > 0
+    )
+
+
+def _part_style(numbers: sections.Finals, label: str) -> str:
+    ranked = [name for name in numbers.labels if name in numbers.sharpness]
+    if label not in ranked:
+        return "b-undecided" if label == "undecided" else "b-other"
+    return f"b{shade(ranked.index(label), len(ranked))}"
+
+
+def lines_figure(result: StudyResult, numbers: Sequence[sections.Line]) -> Figure:
+    """Loss along the straight line between two minima."""
+    y = linear_axis("loss", [v for line in numbers for v in line.row.loss])
+    x = Axis("position on the line", 0.0, 1.0, False, linear_ticks(0.0, 1.0, 2))
+    return Figure(
+        "lines",
+        "Loss along straight lines between minima",
+        "From one minimum (0) to another (1), all panels on the same scale. The straight line is "
+        "not the way SGD takes: the height on it is an upper bound of the true barrier.",
+        "Loss over the position on the line; the heights are in the panels' titles.",
+        (("", tuple(_line_plot(line, x, y) for line in numbers)),),
+    )
+
+
+def _line_plot(line: sections.Line, x: Axis, y: Axis) -> Plot:
+    marks = tuple(
+        Mark(s, v, v, v, "value", f"{s:.2f}: {wording.number(v)}")
+        for s, v in zip(line.row.s, line.row.loss, strict=True)
+    )
+    title = (
+        f"{line.row.start} to {line.row.end}: {wording.number(line.barrier)} above the higher end"
+    )
+    ends = ((0.0, line.row.start), (1.0, line.row.end))
+    return Plot(title, x, y, (Curve("", "sgd", marks, dots=False),), posts=ends)
+
+
+# Section -> its figure. A figure takes the result and the section's numbers.
+FIGURES: Mapping[str, Callable[[StudyResult, Any], Figure | None]] = {
+    "escape": escape_figure,
+    "agreement": agreement_figure,
+    "sharpness": sharpness_figure,
+    "finals": finals_figure,
+    "lines": lines_figure,
+}
+
+
+def figure_of(key: str, result: StudyResult, numbers: Any) -> Figure | None:
+    """The figure of a section, if it has one and there are numbers for it."""
+    return FIGURES[key](result, numbers) if key in FIGURES and numbers is not None else None
