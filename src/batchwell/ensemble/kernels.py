@@ -22,6 +22,7 @@ ARGS = (
     "x", "rng", "velocity", "order", "queue", "blocks", "steps", "first", "reals", "batch",
     "table", "rows", "weights", "paths", "starts", "states", "left", "points", "horizon",
     "chunk", "budget", "ids", "taken", "live", "sums", "counts", "every", "edges",
+    "steps_of", "step", "regions", "region_count",
 )  # fmt: skip
 REALS = ("drift", "noise", "eta", "momentum", "half_eta", "bridge")
 
