@@ -14,6 +14,7 @@ from batchwell.ensemble.mapped import mapped
 A = np.random.default_rng(0).standard_normal((4, 4))
 POINTS = np.random.default_rng(1).uniform(-2, 2, (21, 4))
 POINTS[0] = [0.0, 1.0, -1.0, 0.5]
+POINTS[2, :2] = 0.5  # equal entries, for comparisons
 POINTS[1] = [1e-9, -1e-9, 30.0, -30.0]
 UNIT = np.tanh(POINTS)
 
@@ -43,7 +44,7 @@ CASES = {
     "expm1": lambda x: jnp.expm1(x),
     "exp2": lambda x: jnp.exp2(x),
     "log": lambda x: jnp.log(jnp.abs(x) + 1e-300),
-    "log extremes": lambda x: jnp.log(x) + jnp.log(x * 1e-300),
+    "log extremes": lambda x: jnp.log(x) + jnp.log(x * 1e-290),
     "log1p": lambda x: jnp.log1p(x),
     "tanh": lambda x: jnp.tanh(x),
     "logistic": lambda x: jax.nn.sigmoid(x * 9),
@@ -87,7 +88,7 @@ CASES = {
                                               jax.nn.log_sigmoid(x), jax.nn.elu(x)]),
     "loops": scanned,
     "counted loop": lambda x: jax.lax.fori_loop(0, 3, lambda k, y: y * x + k, x),
-    "static while": lambda x: jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] * x), (0, x))[1],
+    "static while": lambda x: sum(jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] * x), (0, x))),
     "clamp": lambda x: jax.lax.clamp(-0.5, x, 0.7),
     "branches": lambda x: jax.lax.cond(x[0] > 0, lambda y: y * 2, lambda y: y - 1, x),
     "switch": lambda x: jax.lax.switch(2, [jnp.sin, jnp.cos, jnp.exp], x),
