@@ -21,16 +21,20 @@ from ..dynamics import SGD, Process
 from ..errors import Divergence, InputError, require, whole
 from ..streams import path_states
 from . import exits, fused, xla
+from .flow import Flow, Regions, gradient_flow
 from .lowering import Unsupported
 from .options import Options, Settings, SlowerEngine, checked, fall_back, require_memory
 
 __all__ = [
     "Ensemble",
     "FirstExits",
+    "Flow",
     "Options",
+    "Regions",
     "SlowerEngine",
     "advance",
     "first_exits",
+    "gradient_flow",
     "positions",
     "start",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 from ..dynamics import SGD, Process
 from .kernels import ARGS, REALS, Recipe, advance_source
 from .native import Kernel, compile_kernel
-from .recipes import Plan, plan_of, reals_of, stride_of
+from .recipes import GradientField, Plan, plan_of, reals_of, stride_of
 
 DTYPE = {"f64": np.float64, "f32": np.float32}
 KIND = {"float64": "f64", "float32": "f32"}
@@ -105,8 +105,14 @@ def _tables(plan: Plan, kind: str, gathers: bool) -> tuple[np.ndarray, np.ndarra
         padded = np.zeros((len(table), stride_of(plan.columns, kind)), DTYPE[kind])
         padded[:, : plan.columns] = table
         return padded, np.zeros(1, DTYPE[kind])
-    assert plan.weights is not None
-    weights = plan.weights
+    return blocked_table(plan, kind)
+
+
+def blocked_table(data: Plan | GradientField, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """(data, weights) for loops over rows in pairs: padded to an even number of rows."""
+    table, weights = data.table, data.weights
+    assert table is not None
+    assert weights is not None
     if len(table) % 2:  # a copy of the last row, with no weight
         table = np.concatenate([table, table[-1:]])
         weights = np.concatenate([weights, np.zeros((1, 2))])

@@ -22,6 +22,7 @@ ARGS = (
     "x", "rng", "velocity", "order", "queue", "blocks", "steps", "first", "reals", "batch",
     "table", "rows", "weights", "paths", "starts", "states", "left", "points", "horizon",
     "chunk", "budget", "ids", "taken", "live", "sums", "counts", "every", "edges",
+    "steps_of", "step", "regions", "region_count",
 )  # fmt: skip
 REALS = ("drift", "noise", "eta", "momentum", "half_eta", "bridge")
 
@@ -226,7 +227,7 @@ def advance_source(recipe: Recipe, kind: str) -> str:
     with c.repeat() as done:
         ctx.block = take_from(c, ctx.address("queue"))
         c.leave_if(c.compare("sge", ctx.block, blocks), done)
-        _load_block(ctx, recipe)
+        load_block(ctx, recipe)
         with c.loop(last, first) as k:
             ctx.step = k
             recipe.step(ctx)
@@ -248,7 +249,8 @@ def _rows_of(ctx: Context, name: str, kind: str, count: int) -> list[tuple[Val, 
     return [(array, c.add(base, c.i64(k * c.lanes))) for k in range(count)]
 
 
-def _load_block(ctx: Context, recipe: Recipe) -> None:
+def load_block(ctx: Context, recipe: Recipe) -> None:
+    """Positions, generators and memory of this block into registers."""
     c = ctx.code
 
     def fetch(name: str, kind: str, count: int) -> list[Var]:
@@ -308,7 +310,7 @@ def exit_source(recipe: Recipe, kind: str, test: Exit) -> str:
     with c.loop(ctx.whole("budget")):
         live = ctx.whole("live")
         with c.when(c.compare("sgt", live, c.i64(0))):
-            _load_block(ctx, recipe)
+            load_block(ctx, recipe)
             found = _run_chunk(ctx, recipe, test, points, events)
             _store_block(ctx)
             with c.when(found):

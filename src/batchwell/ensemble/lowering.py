@@ -80,7 +80,7 @@ def cost(jaxpr: Any) -> int:
 
 _FREE = {"reshape", "transpose", "broadcast_in_dim", "slice", "squeeze", "concatenate", "iota",
          "gather", "pad", "rev", "copy", "convert_element_type", "stop_gradient", "split",
-         "expand_dims", "dynamic_slice", "reduce_precision"}  # fmt: skip
+         "expand_dims", "dynamic_slice", "reduce_precision", "stack"}  # fmt: skip
 
 
 def _size(eqn: Any) -> int:
@@ -438,6 +438,11 @@ def _slice(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
 @rule("concatenate")
 def _concatenate(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
     return [np.concatenate(a, axis=e.params["dimension"])]
+
+
+@rule("stack")
+def _stack(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
+    return [np.stack(a, axis=e.params["axis"])]
 
 
 @rule("split")

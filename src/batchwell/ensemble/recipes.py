@@ -381,6 +381,34 @@ def _approximation_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
     return _straight_plan(field, factor, loss.dim, loss.factor_dim, scheme)
 
 
+@dataclass(frozen=True, eq=False)
+class GradientField:
+    """grad F in vector code: ``write(ctx, x) -> gradient``, with its data if it loops over them."""
+
+    write: Field
+    table: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+
+def gradient_field(loss: StochasticLoss) -> GradientField:
+    """grad F of a loss, as a loop over its data or nodes unless F has a closed form."""
+    if loss.closed_mean is not None:
+        code = _lowered(loss.dim, 0, lambda x, xi: loss.gradient(x))
+        return GradientField(lambda ctx, x: ctx.evaluate(code, x=x))
+    gradient, columns = example_gradient(loss)
+    return GradientField(
+        lambda ctx, x: mean_over_rows(ctx, gradient, columns, x=x),
+        data_table(loss),
+        row_weights(loss),
+    )
+
+
+def row_weights(loss: StochasticLoss) -> np.ndarray:
+    """(n, 2): weight of every node and its root."""
+    weights = np.asarray(loss.weights)
+    return np.stack([weights, np.sqrt(weights)], axis=1)
+
+
 def _rows_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
     """Full-batch fields as loops over the data: one pass for gradient and noise together."""
     gradient, columns = example_gradient(loss)
@@ -399,10 +427,11 @@ def _rows_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
         g, kick = _gradient_and_noise(ctx, gradient, columns, x)
         return corrected(ctx, x, g), kick
 
-    weights = np.asarray(loss.weights)
-    pairs = np.stack([weights, np.sqrt(weights)], axis=1)
     return Plan(
-        Recipe(_scheme(field, both, loss.dim, scheme), loss.dim), data_table(loss), pairs, columns
+        Recipe(_scheme(field, both, loss.dim, scheme), loss.dim),
+        data_table(loss),
+        row_weights(loss),
+        columns,
     )
 
 

@@ -1,0 +1,342 @@
+"""Gradient flow of many points into known regions: the inner loop of a quench.
+
+``dx/dt = -grad F`` by the adaptive pair of Bogacki & Shampine (Appl. Math. Lett. 2, 1989), each
+lane with its own step. A lane stops as soon as it is inside one of the given ellipsoids, and takes
+the next point.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..errors import require, whole
+from ..loss import StochasticLoss
+from . import elementary
+from .fused import Arguments, blocked_table, run, thread_count
+from .kernels import ARGS, Context, take_from
+from .native import Kernel, compile_kernel
+from .recipes import GradientField, gradient_field
+from .vector import Code, Val, Var, module
+
+CALL_SECONDS = 0.5
+KIND = "f64"
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """Ellipsoids ``|roots[k] (x - centers[k])| < radii[k]``: (K, d), (K, d, d), (K,)."""
+
+    centers: np.ndarray
+    roots: np.ndarray
+    radii: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """Where points have flowed to.
+
+    Attributes
+    ----------
+    points
+        (n, d) last points.
+    labels
+        (n,) index of the region that was entered, or -1.
+    steps
+        (n,) last step sizes, from which to go on.
+    """
+
+    points: np.ndarray
+    labels: np.ndarray
+    steps: np.ndarray
+
+
+def gradient_flow(
+    loss: StochasticLoss,
+    points: ArrayLike,
+    regions: Regions | None = None,
+    max_steps: int = 1000,
+    tolerance: float = 1e-3,
+    first_step: ArrayLike = 0.1,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Flow:
+    """Follow gradient flow from each of `points` (n, d) until it enters one of `regions`.
+
+    Parameters
+    ----------
+    max_steps
+        Attempted Runge-Kutta steps (three gradients each) after which a point is given up.
+    tolerance
+        Error allowed in one step, in units of x.
+    first_step
+        Step size to begin with, one for all or (n,).
+
+    Raises
+    ------
+    InputError
+        Wrong shapes.
+    lowering.Unsupported
+        The loss has no fused form.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from batchwell import additive
+    >>> well = additive(lambda x: (x[0] ** 2 - 1) ** 2 / 4)
+    >>> wells = Regions(np.array([[-1.0], [1.0]]), np.ones((2, 1, 1)), np.full(2, 0.3))
+    >>> gradient_flow(well, [[0.1], [-2.0]], wells).labels.tolist()
+    [1, 0]
+    """
+    x = np.ascontiguousarray(np.atleast_2d(np.asarray(points, np.float64)))
+    require(x.shape[1] == loss.dim, "points", x.shape, f"must have shape (n, {loss.dim})")
+    whole("max_steps", max_steps)
+    flow = Flow(x.copy(), np.full(len(x), -1), np.broadcast_to(first_step, len(x)).astype(float))
+    if not len(x):
+        return flow
+    call, field = _compiled(loss)
+    lanes, queue = _LANES, np.zeros(1, np.int64)
+    shared = Arguments.of(reals=np.array([0.0, 0.0, 0.0, 0.0, 0.0, tolerance]))
+    if field.table is not None:
+        table, weights = blocked_table(field, KIND)
+        for name, value in (("table", table), ("weights", weights), ("rows", len(table))):
+            shared.put(name, value)
+    packed = _packed(regions, loss.dim)
+    for name, given in (
+        ("starts", x),
+        ("points", flow.points),
+        ("left", flow.labels),
+        ("steps_of", flow.steps),
+        ("queue", queue),
+        ("paths", len(x)),
+        ("horizon", max_steps),
+        ("regions", packed),
+        ("region_count", len(packed)),
+    ):
+        shared.put(name, given)
+    workers = [
+        _lanes(shared, loss.dim, x, flow.steps, queue, lanes)
+        for _ in range(thread_count(threads, -(-len(x) // lanes)))
+    ]
+    _run_to_the_end(call, workers, queue, len(x), progress)
+    return flow
+
+
+def _packed(regions: Regions | None, dim: int) -> np.ndarray:
+    """(K, dim + dim^2 + 1): centre, root by rows, squared radius."""
+    if regions is None or not len(regions.radii):
+        return np.zeros((0, dim + dim * dim + 1))
+    k = len(regions.radii)
+    parts = [regions.centers, regions.roots.reshape(k, -1), regions.radii[:, None] ** 2]
+    return np.ascontiguousarray(np.concatenate(parts, axis=1), np.float64)
+
+
+def _lanes(
+    shared: Arguments, dim: int, x: np.ndarray, steps: np.ndarray, queue: np.ndarray, lanes: int
+) -> Arguments:
+    ids = queue[0] + np.arange(lanes)
+    ids[ids >= len(x)] = -1
+    queue[0] += lanes
+    rows = np.maximum(ids, 0)
+    out = Arguments(shared.values.copy(), list(shared.kept))
+    for name, value in (
+        ("x", np.ascontiguousarray(x[rows].T)),
+        ("ids", ids),
+        ("step", steps[rows].copy()),
+        ("taken", np.zeros(lanes, np.int64)),
+        ("live", int(np.count_nonzero(ids >= 0))),
+    ):
+        out.put(name, value)
+    return out
+
+
+def _run_to_the_end(
+    call: Kernel,
+    workers: list[Arguments],
+    queue: np.ndarray,
+    count: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    budget = 4
+    while live := [w for w in workers if w.get("live")]:
+        clock = time.perf_counter()
+        for w in live:
+            w.put("budget", budget)
+        run(call, [w.values for w in live])
+        spent = time.perf_counter() - clock
+        if spent < CALL_SECONDS / 2:
+            budget *= 2
+        elif spent > CALL_SECONDS:
+            budget = max(1, budget // 2)
+        if progress is not None:
+            waiting = max(0, count - int(queue[0])) + sum(w.get("live") for w in workers)
+            progress(count - waiting, count)
+
+
+_LANES = 8
+
+
+@lru_cache(maxsize=128)
+def _compiled(loss: StochasticLoss) -> tuple[Kernel, GradientField]:
+    field = gradient_field(loss)
+    return compile_kernel(flow_source(field, loss.dim), "flow"), field
+
+
+# -- the kernel -------------------------------------------------------------------------------
+def flow_source(field: GradientField, dim: int) -> str:
+    """LLVM text of ``flow``: at most `budget` attempted steps of all lanes."""
+    gradient = _gradient_function(field, dim)
+    c = Code("flow", ["args"], _LANES)
+    ctx = Context(c, KIND, dim, block=c.i64(0))
+    here, there, k1, k2, k3, k4 = (c.array(KIND, dim * _LANES) for _ in range(6))
+    state = ctx.address("x")
+    tolerance = c.splat(c.load(ctx.address("reals"), KIND, c.i64(5)))
+    _copy(c, state, here, dim)
+    c.invoke("gradient", c.args[0], here, k1)
+    label = c.var("i64")
+    with c.loop(ctx.whole("budget")), c.when(c.compare("sgt", ctx.whole("live"), c.i64(0))):
+        h = c.load(ctx.address("step"), KIND, lanes=_LANES)
+        _stage(c, dim, here, there, [(k1, c.mul(c.like(-0.5, h), h))])
+        c.invoke("gradient", c.args[0], there, k2)
+        _stage(c, dim, here, there, [(k2, c.mul(c.like(-0.75, h), h))])
+        c.invoke("gradient", c.args[0], there, k3)
+        thirds = [(k, c.mul(c.like(-w / 9, h), h)) for k, w in ((k1, 2), (k2, 3), (k3, 4))]
+        _stage(c, dim, here, there, thirds)
+        c.invoke("gradient", c.args[0], there, k4)
+        good = _accept(c, ctx, dim, h, tolerance, (k1, k2, k3, k4))
+        _select_rows(c, dim, good, there, here)
+        _select_rows(c, dim, good, k4, k1)
+        _find_region(c, ctx, dim, here, label)
+        _book(c, ctx, dim, here, label, k1)
+    _copy(c, here, state, dim)
+    return module([gradient, c])
+
+
+def _gradient_function(field: GradientField, dim: int) -> Code:
+    g = Code("gradient", ["args", "x", "out"], _LANES, internal=True)
+    ctx = Context(g, KIND, dim)
+    ctx.read_reals()
+    _, x, out = g.args
+    values = field.write(ctx, [_row(g, x, k) for k in range(dim)])
+    for k, v in enumerate(values):
+        g.store(v, out, g.i64(k * _LANES))
+    return g
+
+
+def _row(c: Code, array: Val, k: int) -> Val:
+    return c.load(array, KIND, c.i64(k * _LANES), _LANES)
+
+
+def _copy(c: Code, source: Val, target: Val, dim: int) -> None:
+    for k in range(dim):
+        c.store(_row(c, source, k), target, c.i64(k * _LANES))
+
+
+def _stage(c: Code, dim: int, x: Val, out: Val, terms: list[tuple[Val, Val]]) -> None:
+    """``out = x + sum of weight * slope``."""
+    for k in range(dim):
+        value = _row(c, x, k)
+        for slope, weight in terms:
+            value = c.fma(weight, _row(c, slope, k), value)
+        c.store(value, out, c.i64(k * _LANES))
+
+
+def _accept(
+    c: Code, ctx: Context, dim: int, h: Val, tolerance: Val, slopes: tuple[Val, ...]
+) -> Val:
+    """Which lanes take the step; sets their next step sizes."""
+    total = c.like(0.0, h)
+    for k in range(dim):
+        e = c.like(0.0, h)
+        for slope, w in zip(slopes, (-5 / 72, 1 / 12, 1 / 9, -1 / 8), strict=True):
+            e = c.fma(c.like(w, h), _row(c, slope, k), e)
+        total = c.fma(e, e, total)
+    error = c.div(c.mul(elementary.absolute(c, h), elementary.sqrt(c, total)), tolerance)
+    root = elementary.power(c, c.add(error, c.like(1e-12, h)), c.like(-1 / 3, h))
+    factor = c.mul(c.like(0.9, h), root)
+    low, high = c.like(0.2, h), c.like(5.0, h)
+    factor = c.select(c.compare("olt", factor, high), factor, high)
+    factor = c.select(c.compare("ogt", factor, low), factor, low)
+    # An error that is not a number means a step into overflow: shorten it.
+    factor = c.select(c.compare("ord", error, error), factor, low)
+    c.store(c.mul(h, factor), ctx.address("step"))
+    return c.compare("ole", error, c.like(1.0, h))
+
+
+def _select_rows(c: Code, dim: int, mask: Val, new: Val, old: Val) -> None:
+    for k in range(dim):
+        c.store(c.select(mask, _row(c, new, k), _row(c, old, k)), old, c.i64(k * _LANES))
+
+
+def _find_region(c: Code, ctx: Context, dim: int, x: Val, label: Var) -> None:
+    """label = the first region that holds x, or -1."""
+    label.set(c.const(-1, "i64"))
+    regions, size = ctx.address("regions"), dim + dim * dim + 1
+    with c.loop(ctx.whole("region_count")) as k:
+        base = c.at(regions, KIND, c.mul(k, c.i64(size)))
+        moved = c.array(KIND, dim * _LANES)
+        for j in range(dim):
+            center = c.splat(c.load(base, KIND, c.i64(j)))
+            c.store(c.sub(_row(c, x, j), center), moved, c.i64(j * _LANES))
+        total = c.var(KIND, value=c.const(0.0, KIND))
+        with c.loop(c.i64(dim)) as i:
+            root = c.at(base, KIND, c.add(c.mul(i, c.i64(dim)), c.i64(dim)))
+            dot = c.const(0.0, KIND)
+            for j in range(dim):
+                dot = c.fma(c.splat(c.load(root, KIND, c.i64(j))), _row(c, moved, j), dot)
+            total.set(c.fma(dot, dot, total.get()))
+        radius = c.splat(c.load(base, KIND, c.i64(size - 1)))
+        old = label.get()
+        free = c.compare("slt", old, c.like(0, old))
+        new = c.binary("and", free, c.compare("olt", total.get(), radius))
+        label.set(c.select(new, c.splat(k), old))
+
+
+def _book(c: Code, ctx: Context, dim: int, here: Val, label: Var, k1: Val) -> None:
+    """Write down lanes that are done and refill them."""
+    ids = c.load(ctx.address("ids"), "i64", lanes=_LANES)
+    taken = c.load(ctx.address("taken"), "i64", lanes=_LANES)
+    taken = c.add(taken, c.like(1, taken))
+    c.store(taken, ctx.address("taken"))
+    found = c.compare("sge", label.get(), c.like(0, taken))
+    over = c.compare("sge", taken, c.splat(ctx.whole("horizon")))
+    done = c.binary("and", c.binary("or", found, over), c.compare("sge", ids, c.like(0, ids)))
+    labels, flags = c.array("i64", _LANES), c.array("i64", _LANES)
+    c.store(label.get(), labels)
+    c.store(c.cast("zext", done, "i64"), flags)
+    with c.when(c.any(done)):
+        with c.loop(c.i64(_LANES)) as lane:
+            flag = c.load(flags, "i64", lane)
+            with c.when(c.compare("ne", flag, c.i64(0))):
+                _book_lane(c, ctx, dim, here, c.load(labels, "i64", lane), lane)
+        # New points need their slope; the others' comes out the same again.
+        c.invoke("gradient", c.args[0], here, k1)
+
+
+def _book_lane(c: Code, ctx: Context, dim: int, here: Val, label: Val, lane: Val) -> None:
+    path = c.load(ctx.address("ids"), "i64", lane)
+    c.store(label, ctx.address("left"), path)
+    size = c.load(ctx.address("step"), KIND, lane)
+    c.store(size, ctx.address("steps_of"), path)
+    base = c.mul(path, c.i64(dim))
+    for k in range(dim):
+        value = c.load(here, KIND, c.add(lane, c.i64(k * _LANES)))
+        c.store(value, ctx.address("points"), c.add(base, c.i64(k)))
+    new = take_from(c, ctx.address("queue"))
+    more = c.compare("slt", new, ctx.whole("paths"))
+    c.store(c.select(more, new, c.i64(-1)), ctx.address("ids"), lane)
+    c.store(c.i64(0), ctx.address("taken"), lane)
+    live = c.i64(ARGS.index("live"))
+    awake = c.load(c.args[0], "i64", live)
+    c.store(c.select(more, awake, c.sub(awake, c.i64(1))), c.args[0], live)
+    with c.when(more):
+        c.store(c.load(ctx.address("steps_of"), KIND, new), ctx.address("step"), lane)
+        start = c.mul(new, c.i64(dim))
+        for k in range(dim):
+            value = c.load(ctx.address("starts"), KIND, c.add(start, c.i64(k)))
+            c.store(value, here, c.add(lane, c.i64(k * _LANES)))

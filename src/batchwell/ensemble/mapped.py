@@ -1,0 +1,76 @@
+"""A function of one point, lowered and run over many: the lowering by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._jax import jax, jnp
+from .fused import DTYPE, KIND, Arguments, blocked, unblocked
+from .ir import Graph
+from .kernels import Context, Expressions, Recipe, load_block, take_from
+from .lowering import inputs, lower
+from .native import compile_kernel
+from .vector import Code, module
+
+
+def mapped(
+    function: Callable[[Any], Any], dim: int, precision: str = "float64"
+) -> Callable[[ArrayLike], np.ndarray]:
+    """``points (M, dim) -> values (M, k)``, k the number of entries of ``function(x)``.
+
+    Raises
+    ------
+    lowering.Unsupported
+        Something in the function has no fused form.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> mapped(lambda x: jnp.sum(x**2), dim=2)([[3.0, 4.0], [0.0, 1.0]]).tolist()
+    [[25.0], [1.0]]
+    """
+    graph, kind = Graph(), KIND[precision]
+    point = jax.ShapeDtypeStruct((dim,), jnp.float64)
+    code = Expressions.of(lower(graph, function, (point,), (inputs(graph, "x", (dim,)),)))
+    recipe = Recipe(lambda ctx: None, dim)
+    call = compile_kernel(_source(code, recipe, kind), "mapped")
+
+    def run(points: ArrayLike) -> np.ndarray:
+        x = np.atleast_2d(np.asarray(points, np.float64))
+        blocks = blocked(x, recipe.lanes(kind), DTYPE[kind])
+        out = np.empty((len(blocks), len(code.outputs), recipe.lanes(kind)), DTYPE[kind])
+        rng = np.zeros((len(blocks), 4, recipe.lanes(kind)), np.uint32)
+        args = Arguments.of(
+            x=blocks,
+            rng=rng,
+            points=out,
+            blocks=len(blocks),
+            queue=np.zeros(1, np.int64),
+            reals=np.zeros(8),
+        )
+        call(args.values)
+        return unblocked(out, len(x), np.float64)
+
+    return run
+
+
+def _source(code: Expressions, recipe: Recipe, kind: str) -> str:
+    c = Code("mapped", ["args"], recipe.lanes(kind))
+    ctx = Context(c, kind, recipe.dim)
+    ctx.read_reals()
+    blocks, out = ctx.whole("blocks"), ctx.address("points")
+    with c.repeat() as done:
+        ctx.block = take_from(c, ctx.address("queue"))
+        c.leave_if(c.compare("sge", ctx.block, blocks), done)
+        load_block(ctx, recipe)
+        values = ctx.evaluate(code, x=[v.get() for v in ctx.x])
+        base = c.mul(ctx.block, c.i64(len(values) * c.lanes))
+        for k, v in enumerate(values):
+            if v.kind == "i1":
+                v = c.cast("uitofp", v, kind)
+            c.store(v, out, c.add(base, c.i64(k * c.lanes)))
+    return module([c])

@@ -1,0 +1,252 @@
+"""Lowered code against JAX: every primitive, generated losses, and mutants that must be caught."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchwell.ensemble import elementary, emit, lowering
+from batchwell.ensemble.lowering import Unsupported
+from batchwell.ensemble.mapped import mapped
+
+A = np.random.default_rng(0).standard_normal((4, 4))
+POINTS = np.random.default_rng(1).uniform(-2, 2, (21, 4))
+POINTS[0] = [0.0, 1.0, -1.0, 0.5]
+POINTS[2, :2] = 0.5  # equal entries, for comparisons
+POINTS[1] = [1e-9, -1e-9, 30.0, -30.0]
+UNIT = np.tanh(POINTS)
+
+
+def scanned(x):
+    def body(carry, row):
+        return jnp.sin(carry) + row, carry * row
+
+    last, rows = jax.lax.scan(body, x[0], x)
+    return jnp.concatenate([rows, last[None]])
+
+
+@jax.custom_jvp
+def clipped(x):
+    return jnp.clip(x, -1.0, 1.0)
+
+
+clipped.defjvp(lambda p, t: (clipped(p[0]), t[0] * 0.5))
+
+CASES = {
+    "arithmetic": lambda x: (x + 2) * x - x / 3 + 1 / (2 + x * x),
+    "subtract": lambda x: x[1:] - x[:-1],
+    "divide": lambda x: x[1:] / (3 + x[:-1]),
+    "neg abs sign": lambda x: jnp.concatenate([-x, jnp.abs(x), jnp.sign(x)]),
+    "exp": lambda x: jnp.exp(x),
+    "exp extremes": lambda x: jnp.exp(x * 400),
+    "expm1": lambda x: jnp.expm1(x),
+    "exp2": lambda x: jnp.exp2(x),
+    "log": lambda x: jnp.log(jnp.abs(x) + 1e-300),
+    "log extremes": lambda x: jnp.log(x) + jnp.log(x * 1e-290),
+    "log1p": lambda x: jnp.log1p(x),
+    "tanh": lambda x: jnp.tanh(x),
+    "logistic": lambda x: jax.nn.sigmoid(x * 9),
+    "sin cos tan": lambda x: jnp.concatenate([jnp.sin(x), jnp.cos(x * 100), jnp.tan(x)]),
+    "arc": lambda x: jnp.concatenate([jnp.arctan(x * 3), jnp.arctan2(x[1:], x[:-1])]),
+    "arc unit": lambda x: jnp.concatenate([jnp.arcsin(jnp.tanh(x)), jnp.arccos(jnp.tanh(x))]),
+    "hyperbolic": lambda x: jnp.concatenate([jnp.sinh(x), jnp.cosh(x)]),
+    "erf": lambda x: jnp.concatenate([jax.lax.erf(x), jax.lax.erfc(x), jax.nn.gelu(x, approximate=False)]),
+    "roots": lambda x: jnp.concatenate([jnp.sqrt(jnp.abs(x)), jnp.cbrt(x), jax.lax.rsqrt(1 + x * x)]),
+    "powers": lambda x: jnp.concatenate([x**3, x**-2, jnp.abs(x) ** 0.7, jnp.square(x), x ** jnp.round(x)]),
+    "rounding": lambda x: jnp.concatenate([jnp.floor(x), jnp.ceil(x), jnp.round(x), jax.lax.round(x * 2),
+                                           x % 0.7, jnp.trunc(x)]),
+    "extremes": lambda x: jnp.concatenate([jnp.maximum(x[1:], x[:-1]), jnp.minimum(x, 0.3), jnp.clip(x, -1, 1)]),
+    "compare": lambda x: jnp.stack([x[0] < x[1], x[0] <= x[1], x[0] > x[1], x[0] >= x[1], x[0] == x[1],
+                                    x[0] != x[1], ~(x[2] < 0), jnp.isfinite(1 / x[0])]) * 1.0,
+    "logic": lambda x: jnp.stack([(x[0] < 0) & (x[1] < 0), (x[0] < 0) | (x[1] < 0),
+                                  (x[0] < 0) ^ (x[1] < 0)]) * 1.0,
+    "select": lambda x: jnp.where(x > 0.2, x * 3, jnp.where(x < -1, 7.0, -x)),
+    "three ways": lambda x: jax.lax.select_n((x > 0).astype(jnp.int32) + (x > 1), x, 2 * x, 3 * x),
+    "reduce": lambda x: jnp.stack([x.sum(), x.prod(), x.max(), x.min(), x.mean(), x.var()]),
+    "reduce truth": lambda x: jnp.stack([jnp.all(x < 1), jnp.any(x < -1)]) * 1.0,
+    "arg": lambda x: jnp.stack([jnp.argmax(x), jnp.argmin(x * x)]) * 1.0,
+    "matrix": lambda x: A @ x,
+    "matrix product": lambda x: (A[:2] @ jnp.outer(x, x)).ravel(),
+    "batched product": lambda x: jnp.einsum("bij,bj->bi", jnp.asarray(A.reshape(2, 2, 4)), jnp.stack([x, x * x])).ravel(),
+    "cumulative": lambda x: jnp.concatenate([jnp.cumsum(x), jnp.cumprod(x), jax.lax.cummax(x), jax.lax.cummin(x),
+                                             jax.lax.cumlogsumexp(x), jax.lax.cumsum(x, reverse=True)]),
+    "shapes": lambda x: jnp.concatenate([x.reshape(2, 2).T.ravel(), x[::-1], x[1:3], jnp.pad(x, 1)[:, None].squeeze(),
+                                         jnp.broadcast_to(x[:2], (2, 2)).ravel(), x[::2]]),
+    "padding": lambda x: jax.lax.pad(x, 0.5, [(2, -1, 1)]),
+    "pieces": lambda x: jnp.concatenate(jnp.split(x, 2)[::-1]),
+    "pick": lambda x: x[jnp.array([3, 0, 0])] * jnp.arange(3),
+    "dynamic": lambda x: jax.lax.dynamic_slice(x, (1,), (2,)),
+    "dynamic update": lambda x: jax.lax.dynamic_update_slice(x, x[:1] * 2, (2,)),
+    "scatter": lambda x: jnp.zeros(4).at[jnp.array([1, 1, 3])].add(x[:3]).at[0].set(x[2]),
+    "unknown index": lambda x: x[jnp.argmax(x[:3])] + jnp.zeros(4).at[jnp.argmin(x)].add(x[0]),
+    "unknown slice": lambda x: jax.lax.dynamic_slice(x, (jnp.argmax(x[:3]),), (2,)),
+    "unknown update": lambda x: jax.lax.dynamic_update_slice(x, x[:1] * 2, (jnp.argmax(x[:3]),)),
+    "softmax": lambda x: jnp.concatenate([jax.nn.softmax(x), jax.nn.logsumexp(x)[None]]),
+    "activations": lambda x: jnp.concatenate([jax.nn.softplus(x), jax.nn.relu(x), jax.nn.gelu(x), jax.nn.silu(x),
+                                              jax.nn.log_sigmoid(x), jax.nn.elu(x)]),
+    "loops": scanned,
+    "counted loop": lambda x: jax.lax.fori_loop(0, 3, lambda k, y: y * x + k, x),
+    "static while": lambda x: sum(jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] * x), (0, x))),
+    "clamp": lambda x: jax.lax.clamp(-0.5, x, 0.7),
+    "branches": lambda x: jax.lax.cond(x[0] > 0, lambda y: y * 2, lambda y: y - 1, x),
+    "switch": lambda x: jax.lax.switch(2, [jnp.sin, jnp.cos, jnp.exp], x),
+    "jit": lambda x: jax.jit(lambda y: y * jnp.float64(2))(x),
+    "own derivative": lambda x: jnp.concatenate([jax.grad(lambda y: clipped(y).sum())(x), clipped(x)]),
+    "checkpoint": lambda x: jax.grad(lambda y: jax.checkpoint(lambda v: jnp.sin(v).sum())(y))(x),
+    "stop": lambda x: jax.lax.stop_gradient(x) * x,
+    "casts": lambda x: (x > 0).astype(float) + x.astype(int).astype(float) + (x.astype(int)).astype(bool),
+    "whole": lambda x: ((jnp.floor(x).astype(int) + 7) // 2 + (jnp.floor(x).astype(int) % 3)).astype(float),
+    "count": lambda x: x * jax.lax.iota(float, 4) + jax.lax.broadcasted_iota(float, (2, 4), 0)[1],
+}  # fmt: skip
+
+
+def differs(function, rtol=2e-12, points=POINTS):
+    """Whether lowered code is not what JAX computes."""
+    want = np.asarray(jax.jit(jax.vmap(function))(points))
+    got = mapped(function, 4)(points)
+    if got.shape != want.shape:
+        return True
+    return not np.allclose(got, want, rtol=rtol, atol=1e-14, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_primitive(name):
+    assert not differs(CASES[name])
+
+
+def test_float32_is_close():
+    for name in (
+        "exp",
+        "expm1",
+        "tanh",
+        "logistic",
+        "activations",
+        "arithmetic",
+        "softmax",
+        "log1p",
+    ):
+        want = np.asarray(jax.vmap(CASES[name])(POINTS[2:]))
+        got = mapped(CASES[name], 4, "float32")(POINTS[2:])
+        np.testing.assert_allclose(got, want, rtol=3e-6, atol=1e-6)
+
+
+def names_in(jaxpr):
+    found = set()
+    for eqn in jaxpr.eqns:
+        found.add(eqn.primitive.name)
+        for value in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+        ):
+            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                found |= names_in(getattr(value, "jaxpr", value))
+    return found
+
+
+USED = {name: names_in(jax.make_jaxpr(f)(jnp.zeros(4)).jaxpr) for name, f in CASES.items()}
+# Names that other versions of JAX use, and primitives that do nothing to values.
+ALIASES = {"add_any", "closed_call", "core_call", "remat", "checkpoint", "custom_vjp_call",
+           "custom_vjp_call_jaxpr", "custom_lin", "scatter_add", "copy", "copy_p", "pjit", "stack",
+           "optimization_barrier", "reduce_precision", "sharding_constraint", "pvary", "real",
+           "expand_dims", "reduce_xor", "jit", "shift_right_logical", "stop_gradient",
+           "remat2"}  # fmt: skip
+
+
+def wrong(rule):
+    """A lowering that errs in the last entry of its first result."""
+
+    def mutant(graph, eqn, args):
+        outs = [np.array(o, object) for o in rule(graph, eqn, args)]
+        out = outs[0].reshape(-1)
+        if eqn.outvars[0].aval.dtype == bool:
+            out[-1] = graph.negate(out[-1])
+        else:
+            out[-1] = graph.add(graph.as_real(out[-1]), 0.375)
+        return [out.reshape(eqn.outvars[0].aval.shape), *outs[1:]]
+
+    return mutant
+
+
+def caught(users):
+    for name in users:
+        try:
+            if differs(CASES[name]):
+                return True
+        except Exception:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("primitive", sorted(set(lowering.RULES) - ALIASES))
+def test_a_wrong_rule_is_caught(primitive, monkeypatch):
+    users = [name for name, used in USED.items() if primitive in used]
+    assert users, f"no case uses {primitive}"
+    monkeypatch.setitem(lowering.RULES, primitive, wrong(lowering.RULES[primitive]))
+    assert caught(users)
+
+
+@pytest.mark.parametrize("function", sorted(elementary.FUNCTIONS))
+def test_a_wrong_elementary_function_is_caught(function, monkeypatch):
+    right = elementary.FUNCTIONS[function]
+    monkeypatch.setitem(
+        elementary.FUNCTIONS, function, lambda c, x: c.mul(right(c, x), c.like(1 + 1e-9, x))
+    )
+    assert caught(CASES)
+
+
+@pytest.mark.parametrize("operation", ["lt", "le", "gt", "ge", "eq", "ne"])
+def test_a_wrong_comparison_is_caught(operation, monkeypatch):
+    swapped = {"lt": "ole", "le": "olt", "gt": "oge", "ge": "ogt", "eq": "une", "ne": "oeq"}
+    monkeypatch.setitem(emit._PREDICATE, operation, swapped[operation])
+    assert caught(["compare", "select", "logic"])
+
+
+LEAVES = st.sampled_from(["a", "b", "c", "k"])
+UNARY = {
+    "sin": jnp.sin, "tanh": jnp.tanh, "exp": lambda v: jnp.exp(-jnp.abs(v)), "soft": jax.nn.softplus,
+    "root": lambda v: jnp.sqrt(1 + v * v), "log": lambda v: jnp.log1p(v * v), "neg": jnp.negative,
+    "relu": jax.nn.relu, "gelu": jax.nn.gelu, "cube": lambda v: (v / 2) ** 3, "erf": jax.lax.erf,
+}  # fmt: skip
+BINARY = {
+    "+": jnp.add, "*": jnp.multiply, "-": jnp.subtract, "max": jnp.maximum,
+    "/": lambda u, v: u / (1.5 + v * v), "if": lambda u, v: jnp.where(u > v, u, v * 0.5),
+    "lae": jnp.logaddexp,
+}  # fmt: skip
+TREES = st.recursive(
+    LEAVES,
+    lambda t: st.one_of(
+        st.tuples(st.sampled_from(sorted(UNARY)), t),
+        st.tuples(st.sampled_from(sorted(BINARY)), t, t),
+    ),
+    max_leaves=8,
+)
+
+
+def grown(tree, x):
+    if isinstance(tree, str):
+        return {"a": x[0], "b": x[1], "c": x[2] * x[3], "k": 0.7 + 0 * x[0]}[tree]
+    args = [grown(t, x) for t in tree[1:]]
+    return UNARY[tree[0]](*args) if len(args) == 1 else BINARY[tree[0]](*args)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(TREES)
+def test_generated_losses_and_their_gradients(tree):
+    def both(x):
+        value, slope = jax.value_and_grad(lambda y: grown(tree, y))(x)
+        return jnp.append(slope, value)
+
+    assert not differs(both, rtol=1e-9, points=POINTS[2:])
+
+
+def test_what_cannot_be_lowered_says_so():
+    for function, reason in (
+        (jnp.sort, "sort"),
+        (lambda x: jax.lax.while_loop(lambda v: v[0] < 3, lambda v: v + 1, x), "length depends"),
+        (lambda x: jax.scipy.special.gammaln(x), "lgamma"),
+        (lambda x: (jnp.zeros(200).at[0].set(x[0]))[jnp.argmax(x)], "more than 64 places"),
+        (lambda x: jnp.ones((300, 300)) @ (jnp.ones((300, 4)) @ x), "scalar operations"),
+    ):
+        with pytest.raises(Unsupported, match=reason):
+            mapped(function, 4)
