@@ -70,7 +70,9 @@ def escape_tables(result: StudyResult, numbers: sections.Escape) -> list[Table]:
         for cell in found
     ]
     unit = f"; one epoch is {numbers.data_size:,} examples" if numbers.data_size else ""
-    caption = f"All escape cells, with 95% intervals{unit}. ε is the temperature, η / B with replacement."
+    caption = (
+        f"All escape cells, with 95% intervals{unit}. ε is the temperature, η / B with replacement."
+    )
     tables = [Table(caption, columns, tuple(rows), 4)]
     return tables + ([_growth_table(numbers.growth)] if numbers.growth else [])
 
