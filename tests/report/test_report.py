@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from batchwell.errors import RunError
 from batchwell.estimate import Estimate, exponential_mean, ratio_of_means, share
@@ -469,6 +471,43 @@ def test_numbers_that_json_lost_render_as_dashes(study: StudyResult) -> None:
     again = StudyResult.from_dict(replace(study, minima=rows).to_dict())
     assert again.minima[0].trace is None
     assert "nan" not in re.sub(r"<s(cript|tyle)>.*?</s(cript|tyle)>", "", render(again))
+
+
+BROKEN = (0.0, -1.0, 1.0, 5.0, 1e-300, 1e300, math.inf, -math.inf, math.nan)
+
+
+@st.composite
+def broken_estimates(draw: st.DrawFn) -> Estimate | None:
+    number = st.sampled_from(BROKEN)
+    n = draw(st.sampled_from([0, 1, 5]))
+    ends = draw(st.tuples(number, number))
+    out = draw(st.sampled_from([0, n]))
+    broken = Estimate(draw(number), draw(number), ends, "steps", "broken", n, out)
+    return draw(st.sampled_from([None, broken, exponential_mean(100.0, 3, 5)]))
+
+
+@given(st.data())
+@settings(max_examples=40)
+def test_broken_numbers_never_break_the_report(data: st.DataObject) -> None:
+    study = made_up.sample()
+    broken = broken_estimates()
+    escapes = tuple(replace(row, steps=data.draw(broken)) for row in study.escapes[::5])
+    finals = tuple(
+        replace(row, stayed=data.draw(broken), sharpness=data.draw(broken), loss=data.draw(broken))
+        for row in study.finals[::3]
+    )
+    measures = st.sampled_from([*BROKEN, None])
+    minima = tuple(
+        replace(m, lambda_max=data.draw(measures), trace=data.draw(measures)) for m in study.minima
+    )
+    result = replace(study, escapes=escapes, finals=finals, minima=minima)
+    reader = Reader(render(result))
+    points = [v or "" for _, a in reader.tags for k, v in a.items() if k in PLACES]
+    assert not [p for p in points if "nan" in p or "inf" in p]
+    assert len(summary_table(result).columns) == 8
+
+
+PLACES = {"x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width", "height", "d", "points"}
 
 
 def test_references_are_those_of_the_methods_used(study: StudyResult) -> None:

@@ -31,6 +31,7 @@ def answer(result: StudyResult) -> str:
 
     Unfinished studies are said to be so, and what has not been measured is left out.
     """
+    result = reading.usable(result)
     parts = [
         *_opening(result),
         *_stays(result),
@@ -266,9 +267,9 @@ def _left(start: str, rows: tuple[FinalRow, ...], full: bool) -> str:
     first, last = constant[0], constant[-1]
     text = f"after {first.examples:,} examples, " if full else ""
     text += f"{share(first.stayed)} of the runs from {start} are still there"
-    text += f" at batch size {first.stages[0][0]}"
+    text += f" at {reading.first_batch(first)}"
     if first is not last:
-        text += f" and {share(last.stayed)} at {last.stages[0][0]}"
+        text += f" and {share(last.stayed)} at {reading.first_batch(last)}"
     if not full or first is last or first.sharpness is None or last.sharpness is None:
         return text + "."
     return text + _flatter(difference(first.sharpness, last.sharpness)) + "."
@@ -330,6 +331,7 @@ def summary_table(result: StudyResult) -> SummaryTable:
 
     Times are mean exit times in SGD steps with 95% intervals.
     """
+    result = reading.usable(result)
     processes = reading.processes(result)
     several = len(reading.learning_rates(result)) > 1
     head = ["minimum", "role", "sharpness", *(["η"] if several else []), "B"]

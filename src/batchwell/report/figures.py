@@ -160,7 +160,7 @@ def linear_ticks(low: float, high: float, wanted: int = 4) -> tuple[tuple[float,
 
 def log_axis(label: str, values: Iterable[float], room: float = 0.06) -> Axis:
     """A log axis around the positive finite `values`, with `room` at both ends."""
-    found = [v for v in values if v > 0 and math.isfinite(v)] or [1.0, 10.0]
+    found = [v for v in values if 1e-250 < v < 1e250] or [1.0, 10.0]
     low, high = math.log10(min(found)), math.log10(max(found))
     if high - low < 0.5:
         low, high = (low + high) / 2 - 0.25, (low + high) / 2 + 0.25
@@ -171,7 +171,7 @@ def log_axis(label: str, values: Iterable[float], room: float = 0.06) -> Axis:
 
 def linear_axis(label: str, values: Iterable[float], room: float = 0.05) -> Axis:
     """A linear axis around the finite `values`."""
-    found = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
+    found = [v for v in values if abs(v) < 1e250] or [0.0, 1.0]
     low, high = min(found), max(found)
     if high - low < 1e-12 * max(1.0, abs(high)):
         low, high = low - 0.5 * max(abs(low), 1e-3), high + 0.5 * max(abs(high), 1e-3)
@@ -269,9 +269,9 @@ def escape_figure(result: StudyResult, numbers: sections.Escape) -> Figure:
 def _watched(place: sections.Place) -> tuple[tuple[float, str, str], ...]:
     """A level line at the time until which all cells of a place were watched, if it is one."""
     horizons = {c.row.horizon for found in place.cells.values() for c in found}
-    if len(horizons) != 1:
-        return ()
     horizon = horizons.pop()
+    if horizons or horizon <= 0:
+        return ()
     return ((float(horizon), "watch ends", "post"),)
 
 
@@ -365,8 +365,8 @@ def sharpness_figure(result: StudyResult, numbers: sections.Sharpness) -> Figure
 
 
 def _measured(numbers: sections.Sharpness, measure: str) -> bool:
-    values = [getattr(m, measure) for m in numbers.minima.values()]
-    return all(v is not None and math.isfinite(v) for v in values)
+    values = [getattr(numbers.minima[c.row.minimum], measure) for c in numbers.cells]
+    return all(v is not None and abs(v) < 1e250 for v in values)
 
 
 def _sharpness_plot(numbers: sections.Sharpness, measure: str, eta: float, y: Axis) -> Plot:

@@ -42,7 +42,7 @@
   }
   document.querySelectorAll("svg .mark").forEach(function (mark) {
     var title = mark.querySelector("title");
-    if (!title) return;
+    if (!title || !title.textContent) return;
     var text = title.textContent;
     title.remove(); // else the browser would show its own, slower tooltip as well
     mark.addEventListener("pointermove", function (event) { show(text, event); });

@@ -177,6 +177,7 @@ def render(result: StudyResult) -> str:
     """
     from jinja2 import Environment, StrictUndefined
 
+    result = reading.usable(result)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

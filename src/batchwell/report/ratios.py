@@ -63,7 +63,7 @@ def _events_and_time(e: Estimate) -> tuple[float, float, float] | None:
     if censored(e):
         quantile = float(chi2.ppf(0.5 + e.level / 2, 2))
         return (0.0, e.interval[0] * quantile / 2, 1.0) if e.interval[0] > 0 else None
-    if not (e.determined and e.value > 0 and e.stderr > 0):
+    if not (e.determined and 0 < e.value < 1e6 * e.stderr < 1e12 * e.value):
         return None
     # For an exponential fit this IS the number of events; for other means the one that matches.
     events = (e.value / e.stderr) ** 2

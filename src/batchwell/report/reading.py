@@ -3,14 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..estimate import Estimate
-from ..results import PROCESS_NAMES, EscapeRow, MinimumRow, StudyResult
+from ..results import PROCESS_NAMES, EscapeRow, FinalRow, LineRow, MinimumRow, StudyResult
 from .wording import censored, counted, listing
 
 ROLES = ("sharp", "middle", "flat")
 _SIZES = ("n_examples", "examples_in_data", "rows", "n")
+
+
+_LEAST, _MOST = 1e-12, 1e30  # steps: what lies outside is a broken number, not a time
+
+
+def usable(result: StudyResult) -> StudyResult:
+    """The result with every number that cannot be one set aside, so that a report never fails.
+
+    An unusable escape time becomes a failed cell that says so; unusable shares and means are left
+    out; lines that are not finite are dropped.
+    """
+    return replace(
+        result,
+        escapes=tuple(map(_usable_escape, result.escapes)),
+        finals=tuple(map(_usable_final, result.finals)),
+        lines=tuple(row for row in result.lines if _usable_line(row)),
+    )
+
+
+def _usable_escape(row: EscapeRow) -> EscapeRow:
+    if row.steps is None or _is_time(row.steps):
+        return row
+    return replace(row, steps=None, error=row.error or f"unusable estimate: {row.steps}")
+
+
+def _is_time(e: Estimate) -> bool:
+    low, high = e.interval
+    if censored(e):
+        return _LEAST < low < _MOST
+    return _LEAST < e.value < _MOST and low <= e.value <= high and e.stderr >= 0
+
+
+def _usable_final(row: FinalRow) -> FinalRow:
+    shares = {k: e for k, e in row.shares.items() if _is_share(e)}
+    return replace(
+        row,
+        shares=shares,
+        stayed=row.stayed if row.stayed and _is_share(row.stayed) else None,
+        sharpness=row.sharpness if row.sharpness and _is_mean(row.sharpness) else None,
+        loss=row.loss if row.loss and _is_mean(row.loss) else None,
+    )
+
+
+def _is_share(e: Estimate) -> bool:
+    return 0 <= e.interval[0] <= e.value <= e.interval[1] <= 1
+
+
+def _is_mean(e: Estimate) -> bool:
+    low, high = e.interval
+    return -_MOST < low <= e.value <= high < _MOST and 0 <= e.stderr < _MOST
+
+
+def _usable_line(row: LineRow) -> bool:
+    values = (*row.s, *row.loss)
+    finite = all(v is not None and -_MOST < v < _MOST for v in values)
+    return finite and 1 < len(row.s) == len(row.loss)
 
 
 def find(settings: Any, *names: str) -> Any:
@@ -174,6 +231,11 @@ def failed(result: StudyResult) -> list[tuple[str, str]]:
         if r.error
     ]
     return escapes + finals
+
+
+def first_batch(row: FinalRow) -> str:
+    """How a run began: ``batch size 2``, or its schedule's name if no stage was recorded."""
+    return f"batch size {row.stages[0][0]}" if row.stages else row.schedule
 
 
 def arrows(schedule: str) -> str:

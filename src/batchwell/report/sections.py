@@ -330,10 +330,8 @@ def lines(result: StudyResult) -> tuple[Line, ...] | None:
     """Loss along straight lines, with the height in between."""
     found = []
     for row in result.lines:
-        values = [v for v in row.loss if v is not None]
-        if len(values) > 1 and len(values) == len(row.loss) == len(row.s):
-            top = max(values)
-            found.append(Line(row, top, top - max(values[0], values[-1])))
+        top = max(row.loss)
+        found.append(Line(row, top, top - max(row.loss[0], row.loss[-1])))
     return tuple(found) or None
 
 

@@ -70,7 +70,9 @@ def escape_tables(result: StudyResult, numbers: sections.Escape) -> list[Table]:
         for cell in found
     ]
     unit = f"; one epoch is {numbers.data_size:,} examples" if numbers.data_size else ""
-    caption = f"All escape cells, with 95% intervals{unit}. ε = η / B is the temperature."
+    caption = (
+        f"All escape cells, with 95% intervals{unit}. ε is the temperature, η / B with replacement."
+    )
     tables = [Table(caption, columns, tuple(rows), 4)]
     return tables + ([_growth_table(numbers.growth)] if numbers.growth else [])
 
@@ -229,8 +231,8 @@ def minima_tables(result: StudyResult, numbers: sections.Minima) -> list[Table]:
         "trust radius", "searches",
     )  # fmt: skip
     caption = (
-        "All minima up to the problem's symmetries, flattest first. Alignment: how much of the "
-        "noise points along the sharpest direction."
+        "All minima up to the problem's symmetries, flattest first. Alignment is between gradient "
+        "noise and curvature; searches is how many ended there."
     )
     tables = [Table(caption, columns, rows)]
     return tables + ([pairs("The search", numbers.search)] if numbers.search else [])
