@@ -124,7 +124,13 @@ def _show(done: Study) -> None:
     from .report import summary_table
 
     console = Console()
-    console.print(_table("Mean SGD steps until the basin is left", summary_table(done.result)))
+    summary = summary_table(done.result)
+    console.print(
+        _table(
+            "Mean SGD steps until the basin is left",
+            [dict(zip(summary.columns, row, strict=True)) for row in summary.rows],
+        )
+    )
     console.print(Padding(escape(done.answer), (1, 0)))
     rows = done.result
     failed = [row.error for row in rows.escapes if row.error]

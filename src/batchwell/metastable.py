@@ -75,6 +75,7 @@ def final_basins(
     paths: int = 64,
     seed: int = 0,
     stream: str = "final-basins",
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> FinalBasins:
     """Run `paths` copies of `sgd` from `x0` through `schedule`, then quench each to its basin.
@@ -106,11 +107,11 @@ def final_basins(
     for process, steps in chain:
         # A stage's chain carries its own memory (order of the data): it starts afresh.
         state = replace(state, memory=start(process, state.x, state.paths, seed, stream).memory)
-        state = advance(process, state, steps)
+        state = advance(process, state, steps, threads=threads)
         done += steps
         if progress is not None:
             progress(done, total)
-    result = quench(sgd.loss, state.x, landscape.attractors)
+    result = quench(sgd.loss, state.x, landscape.attractors, threads=threads)
     kinds = classify(result.attractors.centers, landscape.minima, landscape.symmetry)
     reached = result.labels != UNDECIDED
     centers = np.full(state.x.shape, np.nan)

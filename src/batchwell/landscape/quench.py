@@ -1,12 +1,10 @@
 """Quench: which minimum does gradient flow reach from here?
 
-Flow ``dx/dt = -grad F`` is followed first by an adaptive explicit pair (Bogacki & Shampine,
-1989), then, where it creeps along a flat valley, by an adaptive L-stable Rosenbrock pair
-(ROS2 of Verwer et al., 1999), until it enters the *trust region* of a known attractor: an ellipsoid
-``(x - c)^T H (x - c) < r^2`` on which that quadratic form was found to fall along the flow in
-every sampled direction, so that the flow cannot leave it again. Points that reach no
-known region get a Newton search from where they are; minima found so join the known
-attractors, and the flow decides which one is reached.
+Flow ``dx/dt = -grad F`` is followed adaptively (`ensemble.gradient_flow`) until it enters the
+*trust region* of a known attractor: an ellipsoid ``(x - c)^T H (x - c) < r^2`` on which that
+quadratic form was found to fall along the flow in every sampled direction, so that the flow cannot
+leave it again. Points that reach no known region get a Newton search from where they are; minima
+found so join the known attractors, and the flow decides which one is reached.
 """
 
 from __future__ import annotations
@@ -21,20 +19,23 @@ from numpy.typing import ArrayLike
 
 from .._jax import jax, jnp
 from ..domain import Domain
+from ..ensemble.flow import Flow, Regions, gradient_flow
 from ..errors import Divergence, InputError, require, whole
 from ..loss import StochasticLoss
 from ..streams import generator
 
 Array = Any
+Progress = Callable[[int, int], None]
 
+FIRST_STEP = 0.1
 FLOW_TOLERANCE = 1e-3  # error per step of the flow, in units of x
-FIRST_BLOCK, BLOCK, STIFF_BLOCK, MAX_STEPS = 48, 256, 16, 20_000
-STIFF_DIM = 400  # above this a Hessian per step costs more than the steps it saves
+FIRST_BLOCK, HOME_BLOCK, MAX_STEPS = 64, 2000, 20_000
 TRUST_SAFETY = 0.8  # share of the sampled radius that is trusted
 TRUST_DIRECTIONS = 128
 FLAT = 1e-8  # smallest Hessian eigenvalue, relative to the largest, of an isolated minimum
 STATIONARY = 1e-9  # gradient norm of a polished minimum
 UNDECIDED = -1
+SAME_CENTER = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,8 @@ def quench(
     points: ArrayLike,
     attractors: Attractors | None = None,
     max_steps: int = MAX_STEPS,
-    progress: Callable[[int, int], None] | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> Quench:
     """Follow gradient flow from each of `points` (n, d) to its minimum.
 
@@ -108,6 +110,8 @@ def quench(
         Known ones; new ones are added to them.
     max_steps
         Runge-Kutta steps after which a point is left UNDECIDED (flat directions, say).
+    threads
+        For the flow; by default one per core.
 
     Raises
     ------
@@ -126,21 +130,18 @@ def quench(
     require(x.shape[1] == loss.dim, "points", x.shape, f"must have shape (n, {loss.dim})")
     whole("max_steps", max_steps)
     known = no_attractors(loss.dim) if attractors is None else attractors
-    labels = known.labels(x)
-    open_ = np.flatnonzero(labels == UNDECIDED)
-    h = np.full(len(x), 0.1)
+    labels, h = np.full(len(x), UNDECIDED), np.full(len(x), FIRST_STEP)
+    open_ = np.arange(len(x))
     done, block = 0, FIRST_BLOCK
     while open_.size and done < max_steps:
-        flow = _flow if done == 0 or loss.dim > STIFF_DIM else _stiff_flow
-        x[open_], h[open_] = flow(loss, x[open_], h[open_], block)
+        flow = _flow(loss, x[open_], h[open_], block, known, threads)
+        x[open_], h[open_], labels[open_] = flow.points, flow.steps, flow.labels
         _check_flow(x, open_)
-        labels[open_] = known.labels(x[open_])
         open_ = open_[labels[open_] == UNDECIDED]
         if open_.size and done > 0:
             known = _search(loss, x[open_], known)
-            labels[open_] = known.labels(x[open_])
-            open_ = open_[labels[open_] == UNDECIDED]
-        done, block = done + block, STIFF_BLOCK if loss.dim <= STIFF_DIM else BLOCK
+        # Later rounds are longer: what is still on its way creeps along a flat valley.
+        done, block = done + block, max(8 * FIRST_BLOCK, done + block)
         if progress is not None:
             progress(len(x) - open_.size, len(x))
     return Quench(labels, known)
@@ -155,23 +156,39 @@ def _check_flow(x: np.ndarray, rows: np.ndarray) -> None:
         )
 
 
-def reach(loss: StochasticLoss, points: np.ndarray, known: Attractors, own: int) -> Quench:
+def reach(
+    loss: StochasticLoss,
+    points: np.ndarray,
+    known: Attractors,
+    own: int,
+    threads: int | None = None,
+) -> Quench:
     """`quench` for points most of which are expected in the basin of attractor `own`.
 
     Most settle in it within a few steps, which is tried first; the rest get the full quench.
     """
-    home = known.take([own])
     x = np.array(points, dtype=np.float64)
-    labels = np.where(home.labels(x) == 0, own, UNDECIDED)
+    home = known.take([own])
+    flow = _flow(loss, x, np.full(len(x), FIRST_STEP), HOME_BLOCK, home, threads)
+    labels = np.where(flow.labels == 0, own, UNDECIDED)
     rows = np.flatnonzero(labels == UNDECIDED)
     if rows.size:
-        x[rows] = _flow(loss, x[rows], np.full(rows.size, 0.1), FIRST_BLOCK, home)[0]
-        labels[rows[home.labels(x[rows]) == 0]] = own
-        rows = rows[labels[rows] == UNDECIDED]
-    if rows.size:
-        rest = quench(loss, x[rows], known)
+        _check_flow(flow.points, rows)
+        rest = quench(loss, flow.points[rows], known, threads=threads)
         labels[rows], known = rest.labels, rest.attractors
     return Quench(labels, known)
+
+
+def _flow(
+    loss: StochasticLoss,
+    x: np.ndarray,
+    h: np.ndarray,
+    steps: int,
+    known: Attractors,
+    threads: int | None,
+) -> Flow:
+    regions = Regions(known.centers, known.roots, known.radii)
+    return gradient_flow(loss, x, regions, steps, FLOW_TOLERANCE, h, threads)
 
 
 def _padded(count: int) -> int:
@@ -186,91 +203,13 @@ def _pad(a: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([a, np.repeat(a[:1], size - len(a), axis=0)])
 
 
-def _flow(
-    loss: StochasticLoss, x: np.ndarray, h: np.ndarray, steps: int, home: Attractors | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    size = _padded(len(x))
-    if home is None:
-        out, step = _flower(loss, False)(_pad(x, size), _pad(h, size), steps)
-    else:
-        region = (home.centers[0], home.roots[0], home.radii[0])
-        out, step = _flower(loss, True)(_pad(x, size), _pad(h, size), steps, *region)
-    return np.asarray(out)[: len(x)], np.asarray(step)[: len(x)]
-
-
-def _stiff_flow(
-    loss: StochasticLoss, x: np.ndarray, h: np.ndarray, steps: int
-) -> tuple[np.ndarray, np.ndarray]:
-    size = _padded(len(x))
-    out, step = _stiff_flower(loss)(_pad(x, size), _pad(h, size), steps)
-    return np.asarray(out)[: len(x)], np.asarray(step)[: len(x)]
-
-
-@lru_cache(maxsize=32)
-def _stiff_flower(loss: StochasticLoss) -> Callable[..., Any]:
-    """Compiled ROS2 flow of many points over a fixed number of attempted steps."""
-    gamma = 1.0 + 1.0 / np.sqrt(2.0)
-
-    def attempt(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        x, h = state
-        solver = jax.scipy.linalg.lu_factor(jnp.eye(loss.dim) + gamma * h * loss.hessian(x))
-        k1 = jax.scipy.linalg.lu_solve(solver, -loss.gradient(x))
-        k2 = jax.scipy.linalg.lu_solve(solver, -loss.gradient(x + h * k1) - 2 * k1)
-        error = jnp.linalg.norm(0.5 * h * (k1 + k2)) / FLOW_TOLERANCE
-        good = error <= 1
-        factor = jnp.clip(0.9 * (error + 1e-12) ** (-1 / 2), 0.2, 5.0)
-        return jnp.where(good, x + h * (1.5 * k1 + 0.5 * k2), x), h * factor
-
-    def one(x: Array, h: Array, steps: Array) -> tuple[Array, Array]:
-        return jax.lax.fori_loop(0, steps, attempt, (x, h))
-
-    return jax.jit(jax.vmap(one, in_axes=(0, 0, None)))
-
-
-@lru_cache(maxsize=32)
-def _flower(loss: StochasticLoss, homing: bool) -> Callable[..., Any]:
-    """Compiled flow of many points; with `homing` each stops inside the given region."""
-
-    def body(state: Any) -> Any:
-        x, k1, h, left = state
-        x, k1, h = _bogacki_shampine(lambda y: -loss.gradient(y), x, k1, h)
-        return x, k1, h, left - 1
-
-    def one(x: Array, h: Array, steps: Array, *region: Array) -> tuple[Array, Array]:
-        def going(state: Any) -> Array:
-            more = state[3] > 0
-            if homing:
-                center, root, radius = region
-                more &= jnp.sum((root @ (state[0] - center)) ** 2) >= radius**2
-            return more
-
-        out = jax.lax.while_loop(going, body, (x, -loss.gradient(x), h, steps))
-        return out[0], out[2]
-
-    return jax.jit(jax.vmap(one, in_axes=(0, 0, None, *([None] * 3 if homing else []))))
-
-
-def _bogacki_shampine(
-    f: Callable[[Array], Array], x: Array, k1: Array, h: Array
-) -> tuple[Array, Array, Array]:
-    """One attempted step of the 3(2) pair: (x, f(x), next h); x stays if refused."""
-    k2 = f(x + 0.5 * h * k1)
-    k3 = f(x + 0.75 * h * k2)
-    y = x + h * (2 * k1 + 3 * k2 + 4 * k3) / 9
-    k4 = f(y)
-    error = jnp.linalg.norm(h * (-5 * k1 / 72 + k2 / 12 + k3 / 9 - k4 / 8)) / FLOW_TOLERANCE
-    good = error <= 1
-    factor = jnp.clip(0.9 * (error + 1e-12) ** (-1 / 3), 0.2, 5.0)
-    return jnp.where(good, y, x), jnp.where(good, k4, k1), h * factor
-
-
 def _search(loss: StochasticLoss, x: np.ndarray, known: Attractors) -> Attractors:
     """`known` with the minima that Newton's method reaches from `x` (n, d)."""
     ends = polish(loss, x)
     for end in ends[np.isfinite(ends).all(axis=1)]:
-        if len(known) and np.min(np.linalg.norm(known.centers - end, axis=1)) < 1e-6:
-            continue
-        known = add_attractor(loss, known, end)
+        distances = np.linalg.norm(known.centers - end, axis=1)
+        if not len(known) or distances.min() > SAME_CENTER:
+            known = add_attractor(loss, known, end)
     return known
 
 
@@ -368,15 +307,18 @@ class BasinMap:
     loss: StochasticLoss
     attractors: Attractors
     own: int
+    threads: int | None = None
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Attractor index (or UNDECIDED) of each of `points` (n, d): (n,)."""
-        result = reach(self.loss, points, self.attractors, self.own)
+        result = reach(self.loss, points, self.attractors, self.own, self.threads)
         self.attractors = result.attractors
         return result.labels
 
 
-def basin(loss: StochasticLoss, attractors: Attractors, own: int) -> Domain:
+def basin(
+    loss: StochasticLoss, attractors: Attractors, own: int, threads: int | None = None
+) -> Domain:
     """The basin of attraction of ``attractors.centers[own]`` as a domain to leave.
 
     Its `labels` are a `BasinMap`, to be asked from one thread at a time.
@@ -390,5 +332,5 @@ def basin(loss: StochasticLoss, attractors: Attractors, own: int) -> Domain:
     [True, False, True]
     """
     require(0 <= own < len(attractors), "own", own, f"must be below {len(attractors)}")
-    labels = BasinMap(loss, attractors, own)
+    labels = BasinMap(loss, attractors, own, threads)
     return Domain(f"basin of minimum {own}", loss.dim, labels=labels, label=own)

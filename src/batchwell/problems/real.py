@@ -70,6 +70,13 @@ def breast_cancer_network() -> Problem:
             "starts": 64,
             "learning_rates": [0.5],
             "batch_sizes": [1, 2, 4, 8, 16, 32],
+            "paths": 32,
+            "horizon": 10_000,
+            "diffusion_paths": 16,
+            "diffusion_horizon": 3_000,
+            "substeps": 2,
+            "examples": 20_000,
+            "final_paths": 48,
         },
     )
 

@@ -35,7 +35,7 @@ def run_escape(
 ) -> tuple[Arrays, Facts]:
     """Simulate the exits of one cell."""
     loss = plan.subject.loss
-    home = basin(loss, landscape.attractors, cell.minimum.attractor)
+    home = basin(loss, landscape.attractors, cell.minimum.attractor, threads=1)
     horizon, paths = limits(plan, cell.process)
     exits = basin_exits(
         plan.process(cell.process, cell.learning_rate, cell.batch_size),
@@ -46,6 +46,7 @@ def run_escape(
         plan.settings.seed,
         cell.name,
         substeps=plan.settings.substeps,
+        threads=1,  # cells run side by side
         progress=progress,
     )
     arrays = {
@@ -119,7 +120,7 @@ def run_final(
     sgd: SGD = plan.sgd(cell.learning_rate, cell.batch_sizes[0])
     schedule = stages(cell.batch_sizes, s.examples)
     ends = final_basins(
-        sgd, cell.minimum.x, schedule, landscape, s.final_paths, s.seed, cell.name, progress
+        sgd, cell.minimum.x, schedule, landscape, s.final_paths, s.seed, cell.name, 1, progress
     )
     return {"classes": ends.classes, "centers": ends.centers}, {}
 
