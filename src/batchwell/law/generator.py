@@ -39,6 +39,7 @@ BOUNDARIES = ("absorbing", "reflecting")
 # Bytes per node at the peak of a factorisation, as seen on square and cubic grids.
 PEAK = {1: 400.0, 2: 6000.0, 3: 26000.0}
 DEGENERATE = 1e-10
+STIFF, DENSE = 2e4, 2500
 
 
 @dataclass(frozen=True, eq=False)
@@ -424,10 +425,7 @@ def _interpolation(grid: Grid, number: Ints) -> Any:
         s = (points - grid.lower) / grid.spacing
         rows, columns, values = [], [], []
         for i, place in enumerate(s):
-            cells, weights = _lagrange(place, shape)
-            flat = number[np.ravel_multi_index(tuple(cells.T), grid.points)]
-            if (flat < 0).any():
-                flat, weights = _nearest(place, shape, number, grid.points)
+            flat, weights = _stencil(place, shape, number, grid.points)
             rows += [i] * len(flat)
             columns += flat.tolist()
             values += weights.tolist()
@@ -438,12 +436,26 @@ def _interpolation(grid: Grid, number: Ints) -> Any:
     return row
 
 
-def _lagrange(place: Floats, shape: Ints) -> tuple[Ints, Floats]:
-    """Cells and weights of tensor-product Lagrange interpolation with up to 8 nodes a side."""
+def _stencil(
+    place: Floats, shape: Ints, number: Ints, points: tuple[int, ...]
+) -> tuple[Ints, Floats]:
+    """Nodes and weights of the widest polynomial stencil that stays inside the domain."""
+    for width in (8, 6, 4, 3):
+        cells, weights = _lagrange(place, shape, width)
+        flat = number[np.ravel_multi_index(tuple(cells.T), points)]
+        if (flat >= 0).all():
+            return flat, weights
+    return _nearest(place, shape, number, points)
+
+
+def _lagrange(place: Floats, shape: Ints, width: int) -> tuple[Ints, Floats]:
+    """Cells and weights of tensor-product Lagrange interpolation with `width` nodes a side."""
     axes, factors = [], []
     for s, m in zip(place, shape, strict=True):
-        count = min(8, int(m))
-        first = int(np.clip(math.floor(s) - count // 2 + 1, 0, m - count))
+        count = min(width, int(m))
+        # An even stencil straddles the point, an odd one is centred on the nearest node.
+        first = math.floor(s) - count // 2 + 1 if count % 2 == 0 else round(s) - count // 2
+        first = int(np.clip(first, 0, m - count))
         nodes = np.arange(first, first + count)
         axes.append(nodes)
         factors.append([math.prod((s - b) / (a - b) for b in nodes if b != a) for a in nodes])
@@ -470,12 +482,16 @@ def _nearest(
 
 def evolve(op: Operator, values: Floats, time: float, forward: bool = False) -> Floats:
     """exp(time L) values (backward) or exp(time L^T) values (forward: mass at the nodes)."""
+    from scipy.linalg import expm
     from scipy.sparse.linalg import expm_multiply
 
     total = np.asarray(op.rates.sum(axis=1)).ravel() + op.exits.sum(axis=1)
-    matrix = op.rates - sparse.diags_array(total)
+    matrix = (op.rates - sparse.diags_array(total)) * time
     matrix = matrix.T if forward else matrix
-    return expm_multiply((matrix * time).tocsr(), values, traceA=-float(total.sum()) * time)
+    # Repeated products cost as many sparse steps as the fastest rate times the time.
+    if float(total.max()) * time > STIFF and op.size <= DENSE:
+        return expm(matrix.toarray()) @ values
+    return expm_multiply(matrix.tocsr(), values, traceA=-float(total.sum()) * time)
 
 
 def leading_eigenvalues(op: Operator, count: int) -> NDArray[np.complex128]:
