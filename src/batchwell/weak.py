@@ -35,7 +35,7 @@ from .law import (
     transfer_operator,
     wasserstein,
 )
-from .law.operator import deterministic
+from .law.operator import Operator, deterministic
 from .law.reach import reachable_box, reachable_interval
 from .law.smooth import smooth_expectation
 from .streams import generator as keyed_generator
@@ -274,26 +274,26 @@ def _by_operators(process: SGD | Diffusion, phi: Phi, x0: Floats, steps: int) ->
     def values(points: Floats) -> Floats:
         return np.asarray(many(jnp.asarray(points)))
 
-    if isinstance(process, Diffusion) and len(x0) == 1:
-        return smooth_expectation(process, values, x0, steps)
-    return expectation(_operator(process, x0, steps), values, x0, steps)
-
-
-def _operator(process: SGD | Diffusion, x0: Floats, steps: int) -> Any:
-    d = len(x0)
     sgd = process if isinstance(process, SGD) else process.sgd
     assert sgd is not None
-    if d == 1:
-        place: Any = (-math.inf, math.inf)
-        include = (float(x0[0]),)
-        bounded = reachable_interval(sgd, float(x0[0]), steps)
-        if bounded is not None:
-            return transfer_operator(sgd, bounded, method="spectral")
-        return transfer_operator(sgd, place, include=include)
-    box: Any = reachable_box(sgd, x0, steps)
+    if len(x0) == 1:
+        if isinstance(process, Diffusion):
+            return smooth_expectation(process, values, x0, steps)
+        return expectation(_line_operator(process, float(x0[0]), steps), values, x0, steps)
+    require(len(x0) == 2, "method", "operators", "is for 1 and 2 dimensions")
+    place: Any = reachable_box(sgd, x0, steps)
     if isinstance(process, Diffusion):
-        return generator(process, box, boundary="reflecting", nodes=256)
-    return transfer_operator(process, box)
+        return smooth_expectation(process, values, x0, steps, place)
+    finite = sgd.loss.noise is None or sgd.loss.noise.atoms
+    op = transfer_operator(process, place, method="spectral" if finite else "nystrom")
+    return expectation(op, values, x0, steps)
+
+
+def _line_operator(sgd: SGD, x0: float, steps: int) -> Operator:
+    bounded = reachable_interval(sgd, x0, steps)
+    if bounded is not None:
+        return transfer_operator(sgd, bounded, method="spectral")
+    return transfer_operator(sgd, (-math.inf, math.inf), include=(x0,))
 
 
 # -------------------------------------------------------------------- simulation

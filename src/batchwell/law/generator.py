@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .._jax import jax, jnp
 from ..domain import Domain
 from ..dynamics import Diffusion
 from ..errors import one_of, require, whole
@@ -85,7 +84,7 @@ class Grid:
         index = index[~on_end.any(axis=1)]
         x = self.lower + index * self.spacing
         if self.domain is not None:
-            inside = self.domain.contains(x)
+            inside = evaluate(self.domain, "level", x) < 0
             index, x = index[inside], x[inside]
         require(len(x) > 0, "nodes", self.shape, "leave no node inside the domain: use more")
         return index, x
@@ -243,7 +242,7 @@ def find_bounds(domain: Domain) -> Floats:
     for _ in range(12):
         axes = [np.linspace(a, b, count) for a, b in zip(low, high, strict=True)]
         points = np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
-        kept = points[domain.contains(points)]
+        kept = points[evaluate(domain, "level", points) < 0]
         if not len(kept) and high[0] > 1e-2:
             low, high = low / 5, high / 5
             continue
@@ -386,12 +385,10 @@ def _crossing(domain: Domain, x: Floats, jump: Floats) -> Floats:
     """Share of each jump after which the level function turns non-negative (regula falsi)."""
     if not len(x):
         return np.zeros(0)
-    assert domain.level is not None
-    level = jax.jit(jax.vmap(domain.level))
     low, high = np.zeros(len(x)), np.ones(len(x))
     for _ in range(45):
         middle = (low + high) / 2
-        inside = np.asarray(level(jnp.asarray(x + middle[:, None] * jump))) < 0
+        inside = evaluate(domain, "level", x + middle[:, None] * jump) < 0
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
     return np.maximum((low + high) / 2, 1e-6)
 
