@@ -103,12 +103,13 @@ def test_finite_data_by_enumeration():
 def test_monotone_push_forward_of_finite_data():
     sgd = SGD(squares, 0.1)
     best = np.linalg.lstsq(*ROWS, rcond=None)[0]
-    op = transfer_operator(sgd, ball(best, 1.0), nodes=48)
+    op = transfer_operator(sgd, ball(best, 1.0), nodes=64)
     assert op.rates.min() >= 0
     np.testing.assert_allclose(op.rates.sum(axis=1) + op.exits.sum(axis=1), 1, atol=1e-9)
     answer = exit_time(op, best)
-    # 20000 simulated exits: 575 steps on average.
-    assert abs(answer.value - 575) < 3 * answer.stderr + 12
+    # 20000 simulated paths, censored at 10000 steps: 3701 steps on average.
+    assert abs(answer.value - 3701) < 3 * answer.stderr
+    assert answer.stderr < 300
 
 
 def test_stationary_law_of_a_bowl():
