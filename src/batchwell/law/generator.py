@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .._jax import jax, jnp
 from ..domain import Domain
 from ..dynamics import Diffusion
 from ..errors import one_of, require, whole
@@ -39,6 +38,7 @@ BOUNDARIES = ("absorbing", "reflecting")
 # Bytes per node at the peak of a factorisation, as seen on square and cubic grids.
 PEAK = {1: 400.0, 2: 6000.0, 3: 26000.0}
 DEGENERATE = 1e-10
+STIFF, DENSE = 2e4, 2500
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Grid:
         index = index[~on_end.any(axis=1)]
         x = self.lower + index * self.spacing
         if self.domain is not None:
-            inside = self.domain.contains(x)
+            inside = evaluate(self.domain, "level", x) < 0
             index, x = index[inside], x[inside]
         require(len(x) > 0, "nodes", self.shape, "leave no node inside the domain: use more")
         return index, x
@@ -242,7 +242,7 @@ def find_bounds(domain: Domain) -> Floats:
     for _ in range(12):
         axes = [np.linspace(a, b, count) for a, b in zip(low, high, strict=True)]
         points = np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
-        kept = points[domain.contains(points)]
+        kept = points[evaluate(domain, "level", points) < 0]
         if not len(kept) and high[0] > 1e-2:
             low, high = low / 5, high / 5
             continue
@@ -385,12 +385,10 @@ def _crossing(domain: Domain, x: Floats, jump: Floats) -> Floats:
     """Share of each jump after which the level function turns non-negative (regula falsi)."""
     if not len(x):
         return np.zeros(0)
-    assert domain.level is not None
-    level = jax.jit(jax.vmap(domain.level))
     low, high = np.zeros(len(x)), np.ones(len(x))
     for _ in range(45):
         middle = (low + high) / 2
-        inside = np.asarray(level(jnp.asarray(x + middle[:, None] * jump))) < 0
+        inside = evaluate(domain, "level", x + middle[:, None] * jump) < 0
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
     return np.maximum((low + high) / 2, 1e-6)
 
@@ -424,10 +422,7 @@ def _interpolation(grid: Grid, number: Ints) -> Any:
         s = (points - grid.lower) / grid.spacing
         rows, columns, values = [], [], []
         for i, place in enumerate(s):
-            cells, weights = _lagrange(place, shape)
-            flat = number[np.ravel_multi_index(tuple(cells.T), grid.points)]
-            if (flat < 0).any():
-                flat, weights = _nearest(place, shape, number, grid.points)
+            flat, weights = _stencil(place, shape, number, grid.points)
             rows += [i] * len(flat)
             columns += flat.tolist()
             values += weights.tolist()
@@ -438,12 +433,26 @@ def _interpolation(grid: Grid, number: Ints) -> Any:
     return row
 
 
-def _lagrange(place: Floats, shape: Ints) -> tuple[Ints, Floats]:
-    """Cells and weights of tensor-product Lagrange interpolation with up to 8 nodes a side."""
+def _stencil(
+    place: Floats, shape: Ints, number: Ints, points: tuple[int, ...]
+) -> tuple[Ints, Floats]:
+    """Nodes and weights of the widest polynomial stencil that stays inside the domain."""
+    for width in (8, 6, 4, 3):
+        cells, weights = _lagrange(place, shape, width)
+        flat = number[np.ravel_multi_index(tuple(cells.T), points)]
+        if (flat >= 0).all():
+            return flat, weights
+    return _nearest(place, shape, number, points)
+
+
+def _lagrange(place: Floats, shape: Ints, width: int) -> tuple[Ints, Floats]:
+    """Cells and weights of tensor-product Lagrange interpolation with `width` nodes a side."""
     axes, factors = [], []
     for s, m in zip(place, shape, strict=True):
-        count = min(8, int(m))
-        first = int(np.clip(math.floor(s) - count // 2 + 1, 0, m - count))
+        count = min(width, int(m))
+        # An even stencil straddles the point, an odd one is centred on the nearest node.
+        first = math.floor(s) - count // 2 + 1 if count % 2 == 0 else round(s) - count // 2
+        first = int(np.clip(first, 0, m - count))
         nodes = np.arange(first, first + count)
         axes.append(nodes)
         factors.append([math.prod((s - b) / (a - b) for b in nodes if b != a) for a in nodes])
@@ -470,12 +479,16 @@ def _nearest(
 
 def evolve(op: Operator, values: Floats, time: float, forward: bool = False) -> Floats:
     """exp(time L) values (backward) or exp(time L^T) values (forward: mass at the nodes)."""
+    from scipy.linalg import expm
     from scipy.sparse.linalg import expm_multiply
 
     total = np.asarray(op.rates.sum(axis=1)).ravel() + op.exits.sum(axis=1)
-    matrix = op.rates - sparse.diags_array(total)
+    matrix = (op.rates - sparse.diags_array(total)) * time
     matrix = matrix.T if forward else matrix
-    return expm_multiply((matrix * time).tocsr(), values, traceA=-float(total.sum()) * time)
+    # Repeated products cost as many sparse steps as the fastest rate times the time.
+    if float(total.max()) * time > STIFF and op.size <= DENSE:
+        return expm(matrix.toarray()) @ values
+    return expm_multiply(matrix.tocsr(), values, traceA=-float(total.sum()) * time)
 
 
 def leading_eigenvalues(op: Operator, count: int) -> NDArray[np.complex128]:

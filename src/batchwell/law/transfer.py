@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from ..domain import Domain
 from ..dynamics import SGD
 from ..errors import InputError
 from .chain import chain_operator
-from .interval import Place
 from .operator import Operator
+from .plane import plane_operator
 
 
 def transfer_operator(
     sgd: SGD,
-    place: Place,
+    place: Domain | Sequence[Any],
     nodes: int | None = None,
     method: str = "auto",
     include: tuple[float, ...] = (),
@@ -54,6 +58,8 @@ def transfer_operator(
     """
     if sgd.loss.dim == 1:
         return chain_operator(sgd, place, nodes, method, include)
+    if sgd.loss.dim == 2:
+        return plane_operator(sgd, place, nodes, method)
     raise InputError(
         "dim",
         sgd.loss.dim,

@@ -1,0 +1,158 @@
+"""Weak errors: orders, constants, and the negative controls that must fail."""
+
+import json
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from batchwell import SGD, InputError, additive, diffusion_approximation, finite_sum, weak
+from batchwell.weak import snapshots, weak_error, weak_errors
+
+parabola = additive(lambda x: x @ x / 2)
+coin_well = additive(lambda x: (x[0] ** 2 - 1) ** 2 / 4, "rademacher")
+ROWS = (np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]]), np.array([1.0, -1.0, 2.0]))
+squares = finite_sum(lambda x, z: 0.5 * (z[0] @ x - z[1]) ** 2, ROWS, dim=2)
+
+
+@pytest.fixture(scope="module")
+def double_well():
+    return weak_errors(
+        SGD(coin_well, 0.1), lambda x: x[0], 2.0, [0.1, 0.0125, 0.00625, 0.003125], [0.5]
+    )
+
+
+def test_t2_expectations_to_the_digits(double_well):
+    one, two = double_well[1], double_well[2]
+    at = one.learning_rates.index(0.0125)
+    assert one.chain[at].value == pytest.approx(0.965789440636, abs=6e-13)
+    # The eighth digit on, two independent discretisations here agree on ...3867.
+    assert one.diffusion[at].value == pytest.approx(0.965221384, abs=4e-9)
+    assert one.diffusion[at].value == pytest.approx(0.965221386746, abs=1e-11)
+    assert two.diffusion[at].value == pytest.approx(0.965743033, abs=6e-10)
+    assert two.errors[at].stderr < 1e-10
+
+
+def test_t2_observed_orders(double_well):
+    one, two = double_well[1], double_well[2]
+    assert one.observed_order.value == pytest.approx(0.96, abs=0.005)
+    assert two.observed_order.value == pytest.approx(2.09, abs=0.005)
+    assert one.asymptotic
+    assert two.asymptotic
+    assert two.method == "operators"
+
+
+def test_t2_order_one_can_be_closer(double_well):
+    assert "order 1 is closer" in double_well[2].notes[-1]
+    assert "0.1" in double_well[2].notes[-1]
+
+
+def test_t2_squares_and_cosines():
+    sgd = SGD(coin_well, 0.1)
+    out = weak_errors(sgd, lambda x: x[0] ** 2, 2.0, [0.025, 0.0125], [0.5])
+    assert out[1].chain[1].value == pytest.approx(0.936831170449, abs=6e-13)
+    assert out[1].diffusion[1].value == pytest.approx(0.935705033, abs=2e-9)
+    assert out[2].diffusion[1].value == pytest.approx(0.936671263, abs=6e-10)
+    out = weak_errors(sgd, lambda x: jnp.cos(2 * x[0]), 2.0, [0.1, 0.05], [0.5])
+    assert out[1].chain[0].value == pytest.approx(-0.196409653, abs=6e-10)
+    assert out[1].diffusion[0].value == pytest.approx(-0.199195658, abs=2e-9)
+    assert out[2].diffusion[0].value == pytest.approx(-0.196307555, abs=2e-9)
+
+
+def test_t1_constants():
+    out = weak_errors(SGD(parabola, 0.1), lambda x: x @ x, 1.0, [1 / 256, 1 / 512], [1.0])
+    assert out[1].constant.value == pytest.approx(-0.1353353, abs=5e-6)
+    assert out[2].constant.value == pytest.approx(0.3421088, abs=5e-5)
+    assert out[1].method == "moments"
+
+
+def test_t3_least_squares_by_moments():
+    out = weak_errors(SGD(squares, 0.1), squares.mean, 1.0, [0.1, 0.0125], [1.0, 1.0])
+    assert out[1].chain[1].value == pytest.approx(0.8155641356, abs=6e-11)
+    assert "order 1 is closer" in out[1].notes[-1]
+    assert not out[1].asymptotic
+
+
+def test_simulation_agrees_with_moments():
+    sgd = SGD(parabola, 0.1)
+    exact = weak_error(sgd, 1, lambda x: x @ x, 1.0, [0.2, 0.1], [1.0])
+    drawn = weak_error(
+        sgd, 1, lambda x: x @ x, 1.0, [0.2, 0.1], [1.0], method="simulation", paths=40000
+    )
+    for a, b in zip(exact.errors, drawn.errors, strict=True):
+        assert abs(a.value - b.value) < 4 * b.stderr + 1e-5
+        assert b.stderr < 0.03 * abs(b.value)  # coupling pays: a plain difference has 100 %
+
+
+def test_simulation_does_not_depend_on_earlier_calls():
+    def value():
+        return (
+            weak_error(
+                SGD(parabola, 0.1),
+                2,
+                lambda x: x @ x,
+                1.0,
+                [0.5, 0.25],
+                [1.0],
+                method="simulation",
+                paths=4096,
+                seed=3,
+            )
+            .errors[1]
+            .value
+        )
+
+    assert value() == value()
+
+
+def test_a_wrong_factor_two_in_the_tensor_has_order_zero(monkeypatch):
+    def wrong(sgd, order):
+        flow = diffusion_approximation(sgd, order)
+        return replace(flow, tensor=lambda x: 2 * flow.tensor(x))
+
+    def wrong_drift(sgd, order):
+        flow = diffusion_approximation(sgd, order)
+        return replace(flow, drift=lambda x: 1.1 * flow.drift(x))
+
+    # A wrong tensor costs a whole order: with O(eta) noise its error is itself O(eta).
+    monkeypatch.setattr(weak, "diffusion_approximation", wrong)
+    out = weak_error(SGD(parabola, 0.1), 2, lambda x: x @ x, 1.0, [1 / 128, 1 / 256], [1.0])
+    assert out.observed_order.value == pytest.approx(1, abs=0.05)
+    assert not out.asymptotic
+    monkeypatch.setattr(weak, "diffusion_approximation", wrong_drift)
+    out = weak_error(SGD(parabola, 0.1), 1, lambda x: x @ x, 1.0, [1 / 128, 1 / 256], [1.0])
+    assert abs(out.observed_order.value) < 0.1
+    assert not out.asymptotic
+
+
+def test_results_are_fit_for_json(double_well):
+    text = json.dumps(double_well[1].to_dict(), allow_nan=False)
+    assert json.loads(text)["order"] == 1
+    assert "asymptotic regime reached" in str(double_well[1])
+
+
+def test_snapshots_of_the_double_well():
+    out = snapshots(SGD(coin_well, 0.0125), 0.5, [40, 160])
+    width = out.centres[1] - out.centres[0]
+    for rows in out.densities.values():
+        np.testing.assert_allclose(rows.sum(axis=1) * width, 1, atol=1e-5)
+    # Coin noise on a short walk is far in total variation, but close in Wasserstein distance.
+    assert out.total_variation["order 1"][0] > 0.1
+    assert out.total_variation["order 1"][1] < 0.02
+    assert out.wasserstein["order 2"][1] < 0.003
+    json.dumps(out.to_dict(), allow_nan=False)
+
+
+def test_refusals():
+    sgd = SGD(parabola, 0.1)
+    with pytest.raises(InputError, match="divide the horizon"):
+        weak_error(sgd, 1, lambda x: x @ x, 1.0, [0.3, 0.1], [1.0])
+    with pytest.raises(InputError, match="two values"):
+        weak_error(sgd, 1, lambda x: x @ x, 1.0, [0.1], [1.0])
+    with pytest.raises(InputError, match="order"):
+        weak_error(sgd, 3, lambda x: x @ x, 1.0, [0.2, 0.1], [1.0])
+    with pytest.raises(InputError, match="degree 2"):
+        weak_error(sgd, 1, lambda x: x[0] ** 3, 1.0, [0.2, 0.1], [1.0], method="moments")
+    with pytest.raises(InputError, match="one dimension"):
+        snapshots(SGD(squares, 0.1), 0.5, [2])
