@@ -24,6 +24,7 @@ ARGS = (
     "chunk", "budget", "ids", "taken", "live", "sums", "counts", "every", "edges",
     "steps_of", "step", "regions", "region_count",
 )  # fmt: skip
+NATIVE_LANES = {"f64": 8, "f32": 16}  # of a 512-bit register; shorter ones are used in groups
 REALS = ("drift", "noise", "eta", "momentum", "half_eta", "bridge")
 
 
@@ -149,8 +150,7 @@ class Recipe:
 
     def lanes(self, kind: str) -> int:
         """Paths side by side."""
-        native = 16 if kind == "f32" else 8
-        return 2 * native if self.wide else native
+        return (2 if self.wide else 1) * NATIVE_LANES[kind]
 
 
 # -- draws and gradients ----------------------------------------------------------------------
@@ -158,29 +158,34 @@ def gathered(ctx: Context, index: Val, columns: int, stride: int) -> list[Val]:
     """Row `index` (per lane) of the data table: one value per column."""
     c, table = ctx.code, ctx.loaded["table"]
     base = c.mul(index, c.like(stride, index))
-    if stride == ctx.code.lanes:
-        return _transposed_rows(ctx, base)[:columns]
+    if stride > columns or stride % c.lanes == 0:
+        chunks = range(0, columns, c.lanes)
+        return [v for k in chunks for v in _transposed(ctx, base, k)][:columns]
     return [
         c.gather(table, ctx.kind, c.add(base, c.like(k, base)) if k else base)
         for k in range(columns)
     ]
 
 
-def _transposed_rows(ctx: Context, base: Val) -> list[Val]:
-    """As many columns as lanes: whole rows are loaded and transposed in registers."""
+def _transposed(ctx: Context, base: Val, first: int) -> list[Val]:
+    """As many columns as lanes, from `first` on: pieces of rows, transposed in registers.
+
+    Gathering them one by one costs several times as much.
+    """
     c, n = ctx.code, ctx.code.lanes
-    rows = [
-        c.load(ctx.loaded["table"], ctx.kind, c.extract(base, lane), lanes=n) for lane in range(n)
-    ]
+    rows = []
+    for lane in range(n):
+        start = c.add(c.extract(base, lane), c.i64(first))
+        rows.append(c.load(ctx.loaded["table"], ctx.kind, start, lanes=n))
     half = n // 2
     while half:
-        order_low = [k if k & half == 0 else n + (k - half) for k in range(n)]
-        order_high = [k + half if k & half == 0 else n + k for k in range(n)]
+        low = [k if k & half == 0 else n + (k - half) for k in range(n)]
+        high = [k + half if k & half == 0 else n + k for k in range(n)]
         done = list(rows)
         for i in range(n):
             if i & half == 0:
                 a, b = rows[i], rows[i + half]
-                done[i], done[i + half] = c.shuffle(a, b, order_low), c.shuffle(a, b, order_high)
+                done[i], done[i + half] = c.shuffle(a, b, low), c.shuffle(a, b, high)
         rows, half = done, half // 2
     return rows
 

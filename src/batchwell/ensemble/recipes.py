@@ -15,6 +15,7 @@ from ..loss import StochasticLoss
 from ..noise import Noise
 from .ir import Graph
 from .kernels import (
+    NATIVE_LANES,
     Context,
     Expressions,
     Recipe,
@@ -27,7 +28,7 @@ from .lowering import inputs, lower
 from .vector import Val
 
 SCHEMES = ("heun", "euler")
-MAX_STRIDE = {"f64": 8, "f32": 16}  # rows of the table up to this long are loaded whole
+MAX_LOADED_ROW = 64  # rows of the table up to this long are loaded whole
 WIDE_BELOW = 12  # dimensions below which two registers per value pay
 
 
@@ -150,8 +151,9 @@ def data_table(loss: StochasticLoss) -> np.ndarray:
 
 
 def stride_of(columns: int, kind: str) -> int:
-    """Length of a row of the table in memory: padded, if short, to be loaded whole."""
-    return MAX_STRIDE[kind] if 2 < columns <= MAX_STRIDE[kind] else columns
+    """Length of a row of the table in memory: padded, if short, to be loaded by registers."""
+    lanes = NATIVE_LANES[kind]
+    return -(-columns // lanes) * lanes if 2 < columns <= MAX_LOADED_ROW else columns
 
 
 @lru_cache(maxsize=256)
