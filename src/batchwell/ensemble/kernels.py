@@ -54,6 +54,7 @@ class Context:
     step: Val | None = None
     order: Val | None = None
     loaded: dict[str, Val] = field(default_factory=dict)
+    supply: list[Val] = field(default_factory=list)  # normals drawn ahead
 
     def whole(self, name: str) -> Val:
         """A whole-number argument."""
@@ -100,6 +101,9 @@ class Context:
 
     def normals(self, count: int) -> list[Val]:
         """Standard normals, drawn in pairs; a spare one is thrown away."""
+        if self.supply:
+            taken, self.supply = self.supply[:count], self.supply[count:]
+            return taken
         out: list[Val] = []
         per = 2 if self.kind == "f32" else 4
         for _ in range((count + 1) // 2):
@@ -140,6 +144,8 @@ class Recipe:
         Whether paths carry a velocity, an order of the data.
     wide
         Whether a step is so short that two registers per value pay.
+    normals
+        Number of normals of a step that draws nothing else, and the same number always.
     """
 
     step: Step
@@ -147,6 +153,15 @@ class Recipe:
     velocity: bool = False
     order: bool = False
     wide: bool = False
+    normals: int = 0
+
+    def shares(self, kind: str) -> bool:
+        """Whether steps 2j and 2j + 1 share their normals, so that no spare is thrown away.
+
+        So float32 draws an odd number of them: `normals` pairs for two steps. The generator
+        moves on after the odd step only; a run that begins there draws the pairs again.
+        """
+        return kind == "f32" and self.normals % 2 == 1
 
     def lanes(self, kind: str) -> int:
         """Paths side by side."""
@@ -233,11 +248,36 @@ def advance_source(recipe: Recipe, kind: str) -> str:
         ctx.block = take_from(c, ctx.address("queue"))
         c.leave_if(c.compare("sge", ctx.block, blocks), done)
         load_block(ctx, recipe)
-        with c.loop(last, first) as k:
-            ctx.step = k
-            recipe.step(ctx)
+        if recipe.shares(kind):
+            _run_in_pairs(ctx, recipe, first, last)
+        else:
+            with c.loop(last, first) as k:
+                ctx.step = k
+                recipe.step(ctx)
         _store_block(ctx)
     return module([c])
+
+
+def _run_in_pairs(ctx: Context, recipe: Recipe, first: Val, last: Val) -> None:
+    """Steps `first` ... `last` - 1 that share normals two by two (see `Recipe.shares`)."""
+    c = ctx.code
+    odd_start = c.binary("and", first, c.i64(1))
+    with c.when(c.compare("slt", first, last)):
+        with c.when(c.compare("ne", odd_start, c.i64(0))):
+            ctx.supply = ctx.normals(2 * recipe.normals)[recipe.normals :]
+            recipe.step(ctx)
+        even = c.add(first, odd_start)
+        left = c.sub(last, even)
+        with c.loop(c.shift("lshr", left, 1)):
+            ctx.supply = ctx.normals(2 * recipe.normals)
+            recipe.step(ctx)
+            recipe.step(ctx)
+        with c.when(c.compare("ne", c.binary("and", left, c.i64(1)), c.i64(0))):
+            before = [v.get() for v in ctx.rng]
+            ctx.supply = ctx.normals(2 * recipe.normals)[: recipe.normals]
+            for var, value in zip(ctx.rng, before, strict=True):
+                var.set(value)
+            recipe.step(ctx)
 
 
 def take_from(c: Code, queue: Val) -> Val:
@@ -333,7 +373,10 @@ def _run_chunk(ctx: Context, recipe: Recipe, test: Exit, points: Val, events: Va
     event = c.var("i32", value=c.const(0, "i32"))
     where = [c.var(ctx.kind, value=v.get()) for v in ctx.x]
     inside = _Bridge(ctx, test)
-    with c.loop(ctx.whole("chunk")) as t:
+    shares = recipe.shares(ctx.kind) and test.spread is None
+    together = 2 if shares else 1
+
+    def watched(t: Val) -> None:
         ctx.step = t  # lanes start epochs together: see `exits.chunk_of`
         inside.before()
         recipe.step(ctx)
@@ -346,6 +389,12 @@ def _run_chunk(ctx: Context, recipe: Recipe, test: Exit, points: Val, events: Va
         event.set(c.select(new, c.select(out, number, minus), old))
         for spot, x in zip(where, ctx.x, strict=True):
             spot.set(c.select(new, x.get(), spot.get()))
+
+    with c.loop(c.binary("sdiv", ctx.whole("chunk"), c.i64(together))) as turn:
+        if shares:
+            ctx.supply = ctx.normals(2 * recipe.normals)
+        for k in range(together):
+            watched(c.add(c.mul(turn, c.i64(together)), c.i64(k)))
     for k, spot in enumerate(where):
         c.store(spot.get(), points, c.i64(k * c.lanes))
     ids = c.load(ctx.address("ids"), "i64", lanes=c.lanes)

@@ -254,7 +254,8 @@ def _sampled_plan(loss: StochasticLoss, momentum: bool, single: bool) -> Plan:
         descend(ctx, sums, momentum)
 
     wide = loss.dim < WIDE_BELOW and single
-    return Plan(Recipe(step, loss.dim, momentum, wide=wide), None, None)
+    normals = width if single and loss.noise.name == "gaussian" else 0
+    return Plan(Recipe(step, loss.dim, momentum, wide=wide, normals=normals), None, None)
 
 
 Draw = Callable[[Context, int], list[Val]]
@@ -366,7 +367,7 @@ def _straight_plan(
         return field(ctx, x), kick
 
     step = _scheme(field, both, dim, scheme)
-    return Plan(Recipe(step, dim, wide=dim < WIDE_BELOW), None, None)
+    return Plan(Recipe(step, dim, wide=dim < WIDE_BELOW, normals=noise_dim), None, None)
 
 
 @lru_cache(maxsize=256)
