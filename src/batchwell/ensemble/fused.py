@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..dynamics import SGD, Process
-from .kernels import ARGS, REALS, Recipe, advance_source
+from .kernels import ARGS, REALS, Exit, Recipe, advance_source
 from .native import Kernel, compile_kernel
 from .recipes import GradientField, Plan, plan_of, reals_of, stride_of
 
@@ -108,7 +108,7 @@ def _tables(plan: Plan, kind: str, gathers: bool) -> tuple[np.ndarray, np.ndarra
     return blocked_table(plan, kind)
 
 
-def blocked_table(data: Plan | GradientField, kind: str) -> tuple[np.ndarray, np.ndarray]:
+def blocked_table(data: Plan | GradientField | Exit, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """(data, weights) for loops over rows in pairs: padded to an even number of rows."""
     table, weights = data.table, data.weights
     assert table is not None

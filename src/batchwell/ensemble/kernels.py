@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from . import elementary
 from .emit import emit
 from .ir import Scalar
@@ -23,6 +25,7 @@ ARGS = (
     "table", "rows", "weights", "paths", "starts", "states", "left", "points", "horizon",
     "chunk", "budget", "ids", "taken", "live", "sums", "counts", "every", "edges",
     "steps_of", "step", "regions", "region_count",
+    "level_table", "level_weights", "level_rows",
 )  # fmt: skip
 NATIVE_LANES = {"f64": 8, "f32": 16}  # of a 512-bit register; shorter ones are used in groups
 REALS = ("drift", "noise", "eta", "momentum", "half_eta", "bridge")
@@ -76,9 +79,9 @@ class Context:
         for k, name in enumerate(REALS):
             value = c.real(c.load(reals, "f64", c.i64(k)), self.kind)
             self.loaded[name] = c.splat(value)
-        for name in ("table", "weights"):
+        for name in ("table", "weights", "level_table", "level_weights"):
             self.loaded[name] = self.address(name)
-        for name in ("batch", "rows"):
+        for name in ("batch", "rows", "level_rows"):
             self.loaded[name] = self.whole(name)
 
     def zeros(self, count: int) -> list[Var]:
@@ -331,13 +334,17 @@ class Exit:
     Attributes
     ----------
     level
-        Negative inside the domain.
+        Writes ``level(x)``, negative inside the domain.
     spread
         For the bridge correction: variance of the level per unit of time, at x.
+    table, weights
+        Data of a level that is a mean over them.
     """
 
-    level: Expressions
+    level: Callable[[Context, list[Val]], Val]
     spread: Expressions | None = None
+    table: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
 
 def exit_source(recipe: Recipe, kind: str, test: Exit) -> str:
@@ -420,13 +427,13 @@ class _Bridge:
             return
         c, ctx = self.ctx.code, self.ctx
         x = [v.get() for v in ctx.x]
-        self.level = ctx.evaluate(self.test.level, x=x)[0]
+        self.level = self.test.level(ctx, x)
         self.variance = c.mul(ctx.real("bridge"), ctx.evaluate(self.test.spread, x=x)[0])
 
     def left(self) -> Val:
         """Whether the path left during the step; NaN counts as outside."""
         c, ctx = self.ctx.code, self.ctx
-        level = ctx.evaluate(self.test.level, x=[v.get() for v in ctx.x])[0]
+        level = self.test.level(ctx, [v.get() for v in ctx.x])
         out = c.compare("uge", level, c.like(0.0, level))
         if self.level is None or self.variance is None:
             return out

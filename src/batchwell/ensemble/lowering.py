@@ -16,7 +16,8 @@ from .._jax import jax, jnp
 from .ir import COMPARE, LOGIC, UNARY, Graph, Node, Scalar
 
 Nodes = np.ndarray  # of dtype object
-MAX_LINES = 20_000
+MAX_LINES = 8_000  # about 4 s of compilation
+CURVED = 12  # lines of an elementary function, about
 
 
 class Unsupported(Exception):
@@ -74,10 +75,11 @@ def cost(jaxpr: Any) -> int:
         elif eqn.primitive.name.startswith(("reduce", "cum", "arg")):
             total += int(np.prod(eqn.invars[0].aval.shape))
         elif eqn.primitive.name not in _FREE:
-            total += _size(eqn)
+            total += _size(eqn) * (CURVED if eqn.primitive.name in _CURVED else 1)
     return total
 
 
+_CURVED = set(UNARY) - {"neg", "abs", "sqrt", "floor", "ceil", "round", "sign", "trunc"}
 _FREE = {"reshape", "transpose", "broadcast_in_dim", "slice", "squeeze", "concatenate", "iota",
          "gather", "pad", "rev", "copy", "convert_element_type", "stop_gradient", "split",
          "expand_dims", "dynamic_slice", "reduce_precision", "stack"}  # fmt: skip

@@ -29,7 +29,7 @@ from .vector import Val
 
 SCHEMES = ("heun", "euler")
 MAX_LOADED_ROW = 64  # rows of the table up to this long are loaded whole
-WIDE_BELOW = 12  # dimensions below which two registers per value pay
+WIDE_BELOW = 6  # dimensions below which two registers per value pay
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +61,12 @@ def reals_of(process: Process, substeps: int) -> dict[str, float]:
         return {"drift": drift, "eta": eta, "momentum": process.momentum, "noise": noise}
     dt = process.learning_rate / substeps
     if not from_loss(process):
-        return {"drift": dt, "noise": dt**0.5}
+        return {"drift": dt, "noise": dt**0.5, "bridge": dt}
     assert process.sgd is not None
     gain = 1.0 / (1.0 - process.sgd.momentum)
     noise = gain * (dt * process.sgd.temperature) ** 0.5
     half_eta = process.learning_rate / 2 if process.order == 2 else 0.0
-    return {"drift": -dt * gain, "noise": noise, "half_eta": half_eta}
+    return {"drift": -dt * gain, "noise": noise, "half_eta": half_eta, "bridge": dt}
 
 
 @lru_cache(maxsize=512)
@@ -121,13 +121,22 @@ def plan_of(process: Process, scheme: str, kind: str) -> Plan:
 @lru_cache(maxsize=256)
 def example_gradient(loss: StochasticLoss) -> tuple[Expressions, int]:
     """(gradient of one example over inputs x and z, columns of z)."""
+    return _of_example(loss, jax.grad(loss.function))
+
+
+@lru_cache(maxsize=64)
+def example_loss(loss: StochasticLoss) -> tuple[Expressions, int]:
+    """(loss of one example over inputs x and z, columns of z)."""
+    return _of_example(loss, loss.function)
+
+
+def _of_example(loss: StochasticLoss, function: Callable[..., Any]) -> tuple[Expressions, int]:
     graph = Graph()
     example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), loss.nodes)
     x = inputs(graph, "x", (loss.dim,))
     z, columns = _example_nodes(graph, example)
     point = jax.ShapeDtypeStruct((loss.dim,), jnp.float64)
-    out = lower(graph, jax.grad(loss.function), (point, example), (x, z))
-    return Expressions.of(out), columns
+    return Expressions.of(lower(graph, function, (point, example), (x, z))), columns
 
 
 def _example_nodes(graph: Graph, example: Any) -> tuple[Any, int]:
