@@ -201,20 +201,21 @@ class Advancer:
 
     def __call__(self, first: int, steps: int, blocks: Blocks) -> None:
         """`steps` steps, counted from `first`, in place."""
-        queue = np.zeros(1, np.int64)
+        args = self.arguments_for(first, steps, blocks, np.zeros(1, np.int64))
+        run(self.call, [args.values] * thread_count(self.threads, len(blocks.x)))
+
+    def arguments_for(self, first: int, steps: int, blocks: Blocks, queue: np.ndarray) -> Arguments:
+        """The argument array of one call."""
         args = Arguments(self.arguments.values.copy(), list(self.arguments.kept))
         for name, value in (
-            ("x", blocks.x),
-            ("rng", blocks.rng),
-            ("queue", queue),
-            ("velocity", blocks.velocity),
-            ("order", blocks.order),
-        ):
+            ("x", blocks.x), ("rng", blocks.rng), ("queue", queue),
+            ("velocity", blocks.velocity), ("order", blocks.order),
+        ):  # fmt: skip
             if value is not None:
                 args.put(name, value)
         for name, number in (("blocks", len(blocks.x)), ("steps", steps), ("first", first)):
             args.put(name, number)
-        run(self.call, [args.values] * thread_count(self.threads, len(blocks.x)))
+        return args
 
 
 class Stepper:
@@ -229,17 +230,17 @@ class Stepper:
         rng: np.ndarray,
         memory: Any,
     ) -> None:
-        self._engine, self._memory = engine, memory
-        self._advance = Advancer(engine, substeps, threads)
-        self._per = 1 if isinstance(engine.process, SGD) else substeps
-        self._blocks = to_blocks(engine, x, rng, memory)
+        self.engine, self._memory = engine, memory
+        self.advance = Advancer(engine, substeps, threads)
+        self.per = 1 if isinstance(engine.process, SGD) else substeps
+        self.blocks = to_blocks(engine, x, rng, memory)
 
     def __call__(self, first: int, steps: int) -> np.ndarray:
         """Positions (M, d) after `steps` more SGD steps, counted from `first`."""
-        self._advance(first * self._per, steps * self._per, self._blocks)
-        return unblocked(self._blocks.x, self._blocks.count, np.float64)
+        self.advance(first * self.per, steps * self.per, self.blocks)
+        return unblocked(self.blocks.x, self.blocks.count, np.float64)
 
     def state(self) -> tuple[np.ndarray, Any]:
         """(generators, memory) now."""
-        _, rng, memory = from_blocks(self._engine, self._blocks, self._memory)
+        _, rng, memory = from_blocks(self.engine, self.blocks, self._memory)
         return rng, memory

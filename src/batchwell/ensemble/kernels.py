@@ -240,8 +240,16 @@ def descend(ctx: Context, sums: list[Var], momentum: bool) -> None:
 
 
 # -- loops ------------------------------------------------------------------------------------
-def advance_source(recipe: Recipe, kind: str) -> str:
-    """LLVM text of ``advance``: every block of paths runs `steps` steps."""
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """What is summed up along paths: lowered observables over x, and bins of a histogram."""
+
+    code: Expressions
+    bins: int = 0
+
+
+def advance_source(recipe: Recipe, kind: str, watch: Watch | None = None) -> str:
+    """LLVM text of ``advance``: every block of paths runs `steps` steps, watched if asked."""
     c = Code("advance", ["args"], recipe.lanes(kind))
     ctx = Context(c, kind, recipe.dim)
     ctx.read_reals()
@@ -251,17 +259,82 @@ def advance_source(recipe: Recipe, kind: str) -> str:
         ctx.block = take_from(c, ctx.address("queue"))
         c.leave_if(c.compare("sge", ctx.block, blocks), done)
         load_block(ctx, recipe)
+        watching = _Watching(ctx, watch) if watch else None
+        seen = watching.see if watching else lambda: None
         if recipe.shares(kind):
-            _run_in_pairs(ctx, recipe, first, last)
+            _run_in_pairs(ctx, recipe, first, last, seen)
         else:
             with c.loop(last, first) as k:
                 ctx.step = k
                 recipe.step(ctx)
+                seen()
         _store_block(ctx)
+        if watching:
+            watching.store()
     return module([c])
 
 
-def _run_in_pairs(ctx: Context, recipe: Recipe, first: Val, last: Val) -> None:
+class _Watching:
+    """Sums of observables and of their squares per path, and counts per bin, in float64."""
+
+    def __init__(self, ctx: Context, watch: Watch) -> None:
+        self.ctx, self.watch = ctx, watch
+        c, self.size = ctx.code, len(watch.code.outputs)
+        self.clock = c.var("i64", 1, c.i64(0))
+        self.every = ctx.whole("every")
+        self.sums = [
+            c.var("f64", value=c.load(p, "f64", at, c.lanes))
+            for p, at in _rows_of(ctx, "sums", "f64", 2 * self.size)
+        ]
+
+    def see(self) -> None:
+        """After a step: when it is time, take the observables in."""
+        c = self.ctx.code
+        clock = c.add(self.clock.get(), c.i64(1))
+        self.clock.set(clock)
+        due = c.compare("eq", c.binary("srem", clock, self.every), c.i64(0))
+        with c.when(due):
+            values = self.ctx.evaluate(self.watch.code, x=[v.get() for v in self.ctx.x])
+            for k, value in enumerate(c.real(v, "f64") for v in values):
+                total, square = self.sums[k], self.sums[self.size + k]
+                total.set(c.add(total.get(), value))
+                square.set(c.fma(value, value, square.get()))
+                if self.watch.bins:
+                    self._count(k, value)
+
+    def _count(self, k: int, value: Val) -> None:
+        """One more in the bin of every lane's value; the outer bins take what lies outside."""
+        c, ctx, bins = self.ctx.code, self.ctx, self.watch.bins
+        edges = ctx.address("edges")
+        low = c.splat(c.load(edges, "f64", c.i64(2 * k)))
+        scale = c.splat(c.load(edges, "f64", c.i64(2 * k + 1)))
+        place = c.call("floor", c.mul(c.sub(value, low), scale))
+        place = c.add(place, c.like(1.0, place))
+        place = c.select(c.compare("oge", place, c.like(0.0, place)), place, c.like(0.0, place))
+        top = c.like(bins + 1.0, place)
+        index = c.cast("fptosi", c.select(c.compare("olt", place, top), place, top), "i64")
+        counts, one = ctx.address("counts"), self._one_per_path()
+        for lane in range(c.lanes):
+            at = c.add(c.extract(index, lane), c.i64(k * (bins + 2)))
+            c.store(c.add(c.load(counts, "i64", at), c.extract(one, lane)), counts, at)
+
+    def _one_per_path(self) -> Val:
+        """1 in lanes that hold a path, 0 in those that fill the last block up."""
+        c = self.ctx.code
+        assert self.ctx.block is not None
+        path = c.add(c.splat(c.mul(self.ctx.block, c.i64(c.lanes))), c.lane_numbers())
+        return c.cast("zext", c.compare("slt", path, c.splat(self.ctx.whole("paths"))), "i64")
+
+    def store(self) -> None:
+        """Write the sums back."""
+        rows = _rows_of(self.ctx, "sums", "f64", 2 * self.size)
+        for (p, at), total in zip(rows, self.sums, strict=True):
+            self.ctx.code.store(total.get(), p, at)
+
+
+def _run_in_pairs(
+    ctx: Context, recipe: Recipe, first: Val, last: Val, seen: Callable[[], None]
+) -> None:
     """Steps `first` ... `last` - 1 that share normals two by two (see `Recipe.shares`)."""
     c = ctx.code
     odd_start = c.binary("and", first, c.i64(1))
@@ -269,18 +342,22 @@ def _run_in_pairs(ctx: Context, recipe: Recipe, first: Val, last: Val) -> None:
         with c.when(c.compare("ne", odd_start, c.i64(0))):
             ctx.supply = ctx.normals(2 * recipe.normals)[recipe.normals :]
             recipe.step(ctx)
+            seen()
         even = c.add(first, odd_start)
         left = c.sub(last, even)
         with c.loop(c.shift("lshr", left, 1)):
             ctx.supply = ctx.normals(2 * recipe.normals)
             recipe.step(ctx)
+            seen()
             recipe.step(ctx)
+            seen()
         with c.when(c.compare("ne", c.binary("and", left, c.i64(1)), c.i64(0))):
             before = [v.get() for v in ctx.rng]
             ctx.supply = ctx.normals(2 * recipe.normals)[: recipe.normals]
             for var, value in zip(ctx.rng, before, strict=True):
                 var.set(value)
             recipe.step(ctx)
+            seen()
 
 
 def take_from(c: Code, queue: Val) -> Val:

@@ -11,6 +11,7 @@ import numpy as np
 from .._jax import jax, jnp
 from ..domain import Domain
 from ..dynamics import Process
+from .observe import Bins, Observable, Sums
 from .step import Step, step_of
 
 Array = Any
@@ -84,3 +85,30 @@ class Stepper:
     def state(self) -> tuple[np.ndarray, Any]:
         """(generators, memory) now."""
         return np.asarray(self._rng), self._memory
+
+
+def watcher(
+    stepper: Any, observable: Observable, every: int, bins: Bins | None
+) -> Callable[[int, int, Sums], np.ndarray]:
+    """What sums observables up after every `every` steps, by NumPy between calls."""
+    look = jax.jit(jax.vmap(lambda x: jnp.ravel(observable(x))))
+
+    def run(first: int, steps: int, sums: Sums) -> np.ndarray:
+        x = np.empty(0)
+        for k in range(0, steps, every):
+            x = stepper(first + k, every)
+            values = np.asarray(look(x), np.float64)
+            sums.totals, sums.squares = sums.totals + values, sums.squares + values**2
+            sums.times += 1
+            if bins is not None and sums.counts is not None:
+                _count(values, bins, sums.counts)
+        return x
+
+    return run
+
+
+def _count(values: np.ndarray, bins: Bins, counts: np.ndarray) -> None:
+    place = np.floor((values - bins.scaled[:, 0]) * bins.scaled[:, 1]) + 1
+    index = np.clip(place, 0, bins.number + 1).astype(int)
+    for k, column in enumerate(index.T):
+        counts[k] += np.bincount(column, minlength=bins.number + 2)
