@@ -86,6 +86,18 @@ def test_same_paths(name):
         state = fused
 
 
+@pytest.mark.parametrize("scheme", ["euler", "platen"])
+@pytest.mark.parametrize("name", ["own diffusion", "plane, order 2"])
+def test_same_schemes(name, scheme):
+    process = PROCESSES[name]
+    state = begin(process, 19)
+    options = {"substeps": 2, "scheme": scheme}
+    fused = advance(process, state, 5, engine="fused", **options)
+    plain = advance(process, state, 5, engine="xla", **options)
+    np.testing.assert_array_equal(fused.rng, plain.rng)
+    np.testing.assert_allclose(fused.x, plain.x, rtol=1e-12, atol=1e-13)
+
+
 def _leaves(memory):
     import jax
 

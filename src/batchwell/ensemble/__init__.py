@@ -250,7 +250,7 @@ def _stepper(
             return fused.Stepper(engine, substeps, settings.threads, *state)
         except Unsupported as why:
             fall_back(settings, str(why))
-    return xla.Stepper(process, substeps, *state)
+    return xla.Stepper(process, substeps, settings.scheme, *state)
 
 
 def positions(
@@ -416,7 +416,8 @@ def first_exits(
             fall_back(settings, str(why))
     if bridge:
         raise InputError("bridge", True, "needs the fused engine")
-    return _exits_on_xla(process, domain, state, horizon, substeps, per, progress)
+    run = xla.exit_finder(process, substeps, domain, settings.scheme)
+    return _exits_on_xla(run, state, horizon, per, progress)
 
 
 def _first_exits(
@@ -434,15 +435,8 @@ def _first_exits(
 
 
 def _exits_on_xla(
-    process: Process,
-    domain: Domain,
-    state: Ensemble,
-    horizon: int,
-    substeps: int,
-    per: int,
-    progress: Progress | None,
+    run: Callable[..., Any], state: Ensemble, horizon: int, per: int, progress: Progress | None
 ) -> FirstExits:
-    run = xla.exit_finder(process, substeps, domain)
     left_at = np.zeros(len(state.paths), dtype=np.int64)
     points = state.x.copy()
     alive = np.arange(len(state.paths))

@@ -116,10 +116,19 @@ def _run(graph: Graph, jaxpr: Any, consts: Sequence[Any], args: Sequence[Nodes])
         rule = RULES.get(name)
         if rule is None:
             raise Unsupported(name)
-        results = rule(graph, eqn, [read(v) for v in eqn.invars])
+        results = _applied(rule, graph, eqn, [read(v) for v in eqn.invars])
         for var, out in zip(eqn.outvars, results, strict=True):
             env[var] = np.asarray(out, object).reshape(var.aval.shape)
     return [read(v) for v in jaxpr.outvars]
+
+
+def _applied(rule: Rule, graph: Graph, eqn: Any, args: list[Nodes]) -> Sequence[Nodes]:
+    try:
+        return rule(graph, eqn, args)
+    except Unsupported:
+        raise
+    except Exception as error:  # an unforeseen form of a primitive: XLA has it
+        raise Unsupported(eqn.primitive.name) from error
 
 
 def _constant(value: Any) -> Nodes:
@@ -589,12 +598,13 @@ def _scatter(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
 def _scattered(g: Graph, e: Any, operand: Nodes, index: Nodes, update: Nodes) -> Nodes:
     adds = e.primitive.name != "scatter"
     out = operand.copy().reshape(-1)
-    zeros, where = jnp.zeros(operand.shape), _numbers(index)
+    kind = e.invars[0].aval.dtype
+    zeros, where = jnp.zeros(operand.shape, kind), _numbers(index)
     for k, value in enumerate(update.ravel()):
         mark = np.zeros(update.size)
         mark[k] = 1.0
         for place in np.flatnonzero(
-            _bind(e, zeros, where, jnp.asarray(mark.reshape(update.shape)))
+            _bind(e, zeros, where, jnp.asarray(mark.reshape(update.shape), kind))
         ):
             out[place] = g.add(out[place], value) if adds else value
     return out.reshape(operand.shape)

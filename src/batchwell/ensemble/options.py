@@ -9,11 +9,11 @@ from typing import Any, TypedDict
 
 from ..dynamics import SGD, Process
 from ..errors import InputError, one_of, require, whole
+from .step import SCHEMES
 
 ENGINES = ("auto", "fused", "xla")
 PRECISIONS = ("float64", "float32")
 DEVICES = ("cpu", "cuda")
-SCHEMES = ("heun", "euler")
 # Below this step, increments fall under the rounding of a float32 state (measured: -2 % at 1e-6).
 SMALLEST_FLOAT32_STEP = 1e-5
 
@@ -35,7 +35,8 @@ class Options(TypedDict, total=False):
     device
         "cpu" or "cuda".
     scheme
-        For diffusions: "heun" (drift of second order) or "euler" (Euler-Maruyama).
+        For diffusions, see `step.SCHEMES`: "heun" (weak order 2 where noise does not depend on
+        x), "euler" (Euler-Maruyama), "platen" (weak order 2).
     """
 
     engine: str
@@ -81,7 +82,6 @@ def checked(process: Process, substeps: int, options: dict[str, Any]) -> Setting
         whole("threads", out.threads)
     if out.engine == "xla":
         _only_fused("precision", out.precision, "float64")
-        _only_fused("scheme", out.scheme, "heun")
         _only_fused("device", out.device, "cpu")
     if out.precision == "float32":
         _float32_is_safe(process, substeps)
@@ -116,7 +116,6 @@ def fall_back(settings: Settings, reason: str) -> None:
             f"cannot run this: {reason}; use engine='xla', or write the loss without it",
         )
     _only_fused("precision", settings.precision, "float64")
-    _only_fused("scheme", settings.scheme, "heun")
     _only_fused("device", settings.device, "cpu")
     if reason not in _told:
         _told.add(reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,9 @@ from .kernels import (
     uniform_row,
 )
 from .lowering import inputs, lower
+from .step import pairs_of, platen
 from .vector import Val
 
-SCHEMES = ("heun", "euler")
 MAX_LOADED_ROW = 64  # rows of the table up to this long are loaded whole
 WIDE_BELOW = 6  # dimensions below which two registers per value pay
 
@@ -111,6 +111,8 @@ def plan_of(process: Process, scheme: str, kind: str) -> Plan:
             single = process.batch_size == 1
             return _sampled_plan(process.loss, momentum, single)
         return _data_plan(process.loss, process.sampling, momentum, kind)
+    if scheme == "platen":
+        return _platen_plan(process)
     if from_loss(process):
         assert process.sgd is not None
         return _approximation_plan(process.sgd.loss, process.order, scheme)
@@ -347,6 +349,31 @@ def _scheme(field: Field, both: Both, dim: int, scheme: str) -> Callable[[Contex
             var.set(value)
 
     return step
+
+
+@lru_cache(maxsize=256)
+def _platen_plan(process: Diffusion) -> Plan:
+    """The whole step of `step.platen`, lowered."""
+    dim, m = process.dim, process.noise_dim
+    graph = Graph()
+    shapes = {"x": (dim,), "xi": (m,), "sign": (pairs_of(m),), "dt": ()}
+    nodes = [inputs(graph, name, shape) for name, shape in shapes.items()]
+    points = [jax.ShapeDtypeStruct(shape, jnp.float64) for shape in shapes.values()]
+    code = Expressions.of(lower(graph, partial(platen, process), points, nodes))
+
+    def step(ctx: Context) -> None:
+        c, xi = ctx.code, ctx.normals(m)
+        one = c.const(1.0, ctx.kind)
+        signs = [
+            c.select(c.compare("sge", w, c.like(0, w)), one, c.neg(one))
+            for w in (ctx.word() for _ in range(pairs_of(m)))
+        ]
+        x = [v.get() for v in ctx.x]
+        out = ctx.evaluate(code, x=x, xi=xi, sign=signs, dt=[ctx.real("bridge")])
+        for var, value in zip(ctx.x, out, strict=True):
+            var.set(value)
+
+    return Plan(Recipe(step, dim, wide=dim < WIDE_BELOW, normals=m if m == 1 else 0), None, None)
 
 
 @lru_cache(maxsize=256)

@@ -18,15 +18,15 @@ Array = Any
 
 
 @lru_cache(maxsize=256)
-def compiled_step(process: Process, substeps: int) -> Step:
+def compiled_step(process: Process, substeps: int, scheme: str = "heun") -> Step:
     """`step_of`, remembered so that compiled loops are found again."""
-    return step_of(process, substeps)
+    return step_of(process, substeps, scheme)
 
 
 @lru_cache(maxsize=256)
-def advancer(process: Process, substeps: int) -> Callable[..., Any]:
+def advancer(process: Process, substeps: int, scheme: str = "heun") -> Callable[..., Any]:
     """Compiled ``(k, steps, x, memory, rng) -> (x, memory, rng)`` over all paths."""
-    many = jax.vmap(compiled_step(process, substeps).advance, in_axes=(None, 0, 0, 0))
+    many = jax.vmap(compiled_step(process, substeps, scheme).advance, in_axes=(None, 0, 0, 0))
 
     @jax.jit
     def run(k: Array, steps: Array, x: Array, memory: Any, rng: Array) -> Any:
@@ -36,13 +36,15 @@ def advancer(process: Process, substeps: int) -> Callable[..., Any]:
 
 
 @lru_cache(maxsize=64)
-def exit_finder(process: Process, substeps: int, domain: Domain) -> Callable[..., Any]:
+def exit_finder(
+    process: Process, substeps: int, domain: Domain, scheme: str = "heun"
+) -> Callable[..., Any]:
     """Compiled search for first exits: paths that have left stay where they left.
 
     ``(k, steps, x, memory, rng, left)``, `left` (M,) the step of the exit or 0, to
     the same after `steps` more steps.
     """
-    step = compiled_step(process, substeps)
+    step = compiled_step(process, substeps, scheme)
     level = domain.level
     assert level is not None
 
@@ -68,9 +70,15 @@ class Stepper:
     """Runs steps over paths held by XLA."""
 
     def __init__(
-        self, process: Process, substeps: int, x: np.ndarray, rng: np.ndarray, memory: Any
+        self,
+        process: Process,
+        substeps: int,
+        scheme: str,
+        x: np.ndarray,
+        rng: np.ndarray,
+        memory: Any,
     ) -> None:
-        self._run = advancer(process, substeps)
+        self._run = advancer(process, substeps, scheme)
         self._per = compiled_step(process, substeps).per_sgd_step
         self._x, self._memory, self._rng = x, memory, rng
 
