@@ -24,7 +24,7 @@ from . import exits, fused, xla
 from .flow import Flow, Regions, gradient_flow
 from .lowering import Unsupported
 from .observe import Bins, Observable, Sums, Watcher, shape_of
-from .options import Options, Settings, SlowerEngine, checked, fall_back, require_memory
+from .options import Options, Settings, SlowerEngine, checked, fall_back, on_cpu, require_memory
 
 __all__ = [
     "Ensemble",
@@ -247,7 +247,7 @@ def _stepper(
     if settings.engine != "xla":
         try:
             engine = fused.engine_of(process, settings.scheme, settings.precision)
-            return fused.Stepper(engine, substeps, settings.threads, *state)
+            return fused.Stepper(engine, substeps, settings.threads, *state, device=settings.device)
         except Unsupported as why:
             fall_back(settings, str(why))
     return xla.Stepper(process, substeps, settings.scheme, *state)
@@ -322,6 +322,7 @@ def observe(
     counts = None if ranges is None else np.zeros((k, ranges.number + 2), np.int64)
     sums = Sums(zeros, zeros, counts)
     settings = checked(process, substeps, cast(Any, options))
+    on_cpu(settings, "observed paths")
     stepper = _stepper(process, ensemble, substeps, settings)
     look = _watcher(stepper, observable, every, ranges, settings)
     x = ensemble.x
@@ -396,6 +397,7 @@ def first_exits(
     inside = domain.contains(state.x)
     require(bool(inside.all()), "x0", state.x[~inside][:1], f"must lie inside the {domain.name}")
     settings = checked(process, substeps, cast(Any, options))
+    on_cpu(settings, "first exits")
     per = 1 if isinstance(process, SGD) else whole("substeps", substeps)
     if settings.engine != "xla":
         try:

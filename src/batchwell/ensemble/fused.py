@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..dynamics import SGD, Process
+from . import cuda
 from .kernels import ARGS, REALS, Exit, Recipe, advance_source
 from .native import Kernel, compile_kernel
 from .recipes import GradientField, Plan, plan_of, reals_of, stride_of
@@ -165,9 +166,11 @@ class Blocks:
     count: int
 
 
-def to_blocks(engine: Engine, x: np.ndarray, rng: np.ndarray, memory: Any) -> Blocks:
+def to_blocks(
+    engine: Engine, x: np.ndarray, rng: np.ndarray, memory: Any, lanes: int = 0
+) -> Blocks:
     """Paths as callers hold them -> the engine's layout."""
-    lanes, dtype = engine.recipe.lanes(engine.kind), DTYPE[engine.kind]
+    lanes, dtype = lanes or engine.recipe.lanes(engine.kind), DTYPE[engine.kind]
     velocity = blocked(memory[1], lanes, dtype) if engine.recipe.velocity else None
     order = blocked(memory[0], lanes, np.int32) if engine.recipe.order else None
     return Blocks(blocked(x, lanes, dtype), blocked(rng, lanes, np.uint32), velocity, order, len(x))
@@ -189,9 +192,10 @@ def from_blocks(engine: Engine, blocks: Blocks, memory: Any) -> tuple[np.ndarray
 class Advancer:
     """Runs steps of a process over paths in the engine's layout."""
 
-    def __init__(self, engine: Engine, substeps: int, threads: int | None) -> None:
+    def __init__(self, engine: Engine, substeps: int, threads: int | None = None) -> None:
         self.engine, self.threads = engine, threads
         self.arguments = common_arguments(engine, substeps)
+        self.lanes = engine.recipe.lanes(engine.kind)
         self.call = kernel(
             engine.recipe,
             engine.kind,
@@ -218,6 +222,26 @@ class Advancer:
         return args
 
 
+class CudaAdvancer(Advancer):
+    """The same on a GPU: one lane, a thread per path."""
+
+    def __init__(self, engine: Engine, substeps: int) -> None:
+        self.engine, self.lanes = engine, 1
+        self.arguments = common_arguments(engine, substeps)
+        self.program = _gpu_program(engine.recipe, engine.kind)
+
+    def __call__(self, first: int, steps: int, blocks: Blocks) -> None:
+        """`steps` steps, counted from `first`, in place."""
+        args = self.arguments_for(first, steps, blocks, np.zeros(1, np.int64))
+        self.program(args.values, args.kept, len(blocks.x))
+
+
+@lru_cache(maxsize=64)
+def _gpu_program(recipe: Recipe, kind: str) -> cuda.Program:
+    cuda.need_device()
+    return cuda.Program(advance_source(recipe, kind, lanes=1, linkage="ptx_kernel"), "advance")
+
+
 class Stepper:
     """Runs steps over paths, from and to the layout of callers."""
 
@@ -229,11 +253,16 @@ class Stepper:
         x: np.ndarray,
         rng: np.ndarray,
         memory: Any,
+        device: str = "cpu",
     ) -> None:
         self.engine, self._memory = engine, memory
-        self.advance = Advancer(engine, substeps, threads)
+        self.advance = (
+            CudaAdvancer(engine, substeps)
+            if device == "cuda"
+            else Advancer(engine, substeps, threads)
+        )
         self.per = 1 if isinstance(engine.process, SGD) else substeps
-        self.blocks = to_blocks(engine, x, rng, memory)
+        self.blocks = to_blocks(engine, x, rng, memory, self.advance.lanes)
 
     def __call__(self, first: int, steps: int) -> np.ndarray:
         """Positions (M, d) after `steps` more SGD steps, counted from `first`."""

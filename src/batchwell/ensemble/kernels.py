@@ -248,9 +248,14 @@ class Watch:
     bins: int = 0
 
 
-def advance_source(recipe: Recipe, kind: str, watch: Watch | None = None) -> str:
-    """LLVM text of ``advance``: every block of paths runs `steps` steps, watched if asked."""
-    c = Code("advance", ["args"], recipe.lanes(kind))
+def advance_source(
+    recipe: Recipe, kind: str, watch: Watch | None = None, lanes: int = 0, linkage: str = ""
+) -> str:
+    """LLVM text of ``advance``: every block of paths runs `steps` steps, watched if asked.
+
+    With one lane it is the program of one thread of a GPU.
+    """
+    c = Code("advance", ["args"], lanes or recipe.lanes(kind), linkage)
     ctx = Context(c, kind, recipe.dim)
     ctx.read_reals()
     steps, first, blocks = ctx.whole("steps"), ctx.whole("first"), ctx.whole("blocks")

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 from ..dynamics import SGD, Process
 from ..errors import InputError, one_of, require, whole
+from . import cuda
 from .step import SCHEMES
 
 ENGINES = ("auto", "fused", "xla")
@@ -33,7 +34,7 @@ class Options(TypedDict, total=False):
     threads
         CPU threads of the fused engine; all allowed ones by default. Results do not depend on it.
     device
-        "cpu" or "cuda".
+        "cpu", or "cuda" for `advance` and `positions`: a GPU, the same bits.
     scheme
         For diffusions, see `step.SCHEMES`: "heun" (weak order 2 where noise does not depend on
         x), "euler" (Euler-Maruyama), "platen" (weak order 2).
@@ -83,6 +84,8 @@ def checked(process: Process, substeps: int, options: dict[str, Any]) -> Setting
     if out.engine == "xla":
         _only_fused("precision", out.precision, "float64")
         _only_fused("device", out.device, "cpu")
+    if out.device == "cuda":
+        cuda.need_device()
     if out.precision == "float32":
         _float32_is_safe(process, substeps)
     return out
@@ -102,6 +105,12 @@ def _float32_is_safe(process: Process, substeps: int) -> None:
             f"is unsafe at steps of {step:g} (rounding eats "
             f"the drift below {SMALLEST_FLOAT32_STEP:g}); use precision='float64'",
         )
+
+
+def on_cpu(settings: Settings, what: str) -> None:
+    """Refuse the GPU for what only the CPU does."""
+    if settings.device != "cpu":
+        raise InputError("device", settings.device, f"is not for {what} yet; use device='cpu'")
 
 
 _told: set[str] = set()
