@@ -37,6 +37,8 @@ class Domain:
         For a basin: ``labels(points)``, (n, d) -> (n,) integer labels of attractors.
     label
         For a basin: the label that counts as inside.
+    function, height
+        For a sublevel set: ``level(x) = function(x) - height``.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Domain:
     level: Callable[[Array], Array] | None = field(default=None, repr=False)
     labels: Labels | None = field(default=None, repr=False)
     label: int = -1
+    function: Callable[[Array], Array] | None = field(default=None, repr=False)
+    height: float = 0.0
 
     @property
     def needs_quench(self) -> bool:
@@ -98,7 +102,13 @@ def half_space(normal: ArrayLike, offset: float) -> Domain:
 def sublevel(function: Callable[[Array], Array], level: float, dim: int) -> Domain:
     """``function(x) < level``, function scalar in jax.numpy."""
     height = finite("level", level)
-    return Domain(f"sublevel set {height:g}", dim, lambda x: function(x) - height)
+    return Domain(
+        f"sublevel set {height:g}",
+        dim,
+        lambda x: function(x) - height,
+        function=function,
+        height=height,
+    )
 
 
 def _vector(key: str, value: ArrayLike, infinite: bool = False) -> np.ndarray:

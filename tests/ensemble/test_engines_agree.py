@@ -13,13 +13,15 @@ from batchwell import (
     SGD,
     additive,
     ball,
+    box,
     diffusion,
     diffusion_approximation,
     finite_sum,
     half_space,
     sampled,
+    sublevel,
 )
-from batchwell.ensemble import advance, first_exits, start
+from batchwell.ensemble import SlowerEngine, advance, first_exits, start
 from batchwell.errors import Divergence, InputError
 
 
@@ -84,6 +86,18 @@ def test_same_paths(name):
         state = fused
 
 
+@pytest.mark.parametrize("scheme", ["euler", "platen"])
+@pytest.mark.parametrize("name", ["own diffusion", "plane, order 2"])
+def test_same_schemes(name, scheme):
+    process = PROCESSES[name]
+    state = begin(process, 19)
+    options = {"substeps": 2, "scheme": scheme}
+    fused = advance(process, state, 5, engine="fused", **options)
+    plain = advance(process, state, 5, engine="xla", **options)
+    np.testing.assert_array_equal(fused.rng, plain.rng)
+    np.testing.assert_allclose(fused.x, plain.x, rtol=1e-12, atol=1e-13)
+
+
 def _leaves(memory):
     import jax
 
@@ -101,6 +115,13 @@ EXITS = {
                ball(np.full(12, 0.3), 1.2), 150),
     "epochs": (SGD(EVEN, 0.5, 2, "reshuffle"), np.full(12, 0.3), ball(np.full(12, 0.3), 1.2), 153),
 }  # fmt: skip
+
+
+_START = np.full(12, 0.3)
+_RIM = float(NETWORK.mean(_START)) + 0.05
+EXITS["sublevel of the mean"] = (
+    SGD(NETWORK, 0.5, 2), _START, sublevel(NETWORK.mean, _RIM, 12), 150
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", EXITS)
@@ -155,3 +176,35 @@ def test_options_are_checked():
         advance(process, state, 1, engine="fast")
     with pytest.raises(InputError, match="of free memory"):
         start(process, [0.5], 10**13, seed=0)
+
+
+def test_bridge_takes_the_bias_of_the_step_away():
+    """Mean exit time 4.50160 of T7 (eps = .5): 8192 paths, standard error 1.1 %, 4 of them.
+
+    At dt = .02 a path seen at its steps only leaves late by some 20 %: the negative control must be outside.
+    """
+    loss = additive(lambda x: x[0] ** 2 / 2)
+    scaled = diffusion(lambda x: -x, lambda x: jnp.sqrt(0.5) * jnp.eye(1), 1, 0.02)
+    means = {
+        bridge: np.mean(
+            first_exits(scaled, [0.0], box([-1.0], [1.0]), 10_000, 8192, seed=4, substeps=1,
+                        bridge=bridge).steps
+        ) * 0.02
+        for bridge in (True, False)
+    }  # fmt: skip
+    exact, error = 4.50160241622907, 4 * 4.5 / np.sqrt(8192)
+    assert abs(means[True] - exact) < error
+    assert abs(means[False] - exact) > 2 * error
+    with pytest.raises(InputError, match="only seen at its steps"):
+        first_exits(SGD(loss, 0.1), [0.0], ball([0.0], 1.0), 10, 4, seed=4, bridge=True)
+
+
+def test_a_loss_without_fused_form_runs_on_xla_and_says_so():
+    loss = additive(lambda x: jnp.sort(x)[0] ** 2 + x @ x, dim=2)
+    process = SGD(loss, 0.1)
+    state = start(process, [0.3, 0.4], 4, seed=0)
+    with pytest.warns(SlowerEngine, match="'sort' has no fused form: the same answer"):
+        there = advance(process, state, 3)
+    np.testing.assert_array_equal(there.x, advance(process, state, 3, engine="xla").x)
+    with pytest.raises(InputError, match="'sort'"):
+        advance(process, state, 3, fallback=False)

@@ -23,18 +23,21 @@ from ..streams import path_states
 from . import exits, fused, xla
 from .flow import Flow, Regions, gradient_flow
 from .lowering import Unsupported
-from .options import Options, Settings, SlowerEngine, checked, fall_back, require_memory
+from .observe import Bins, Observable, Sums, Watcher, shape_of
+from .options import Options, Settings, SlowerEngine, checked, fall_back, on_cpu, require_memory
 
 __all__ = [
     "Ensemble",
     "FirstExits",
     "Flow",
+    "Observation",
     "Options",
     "Regions",
     "SlowerEngine",
     "advance",
     "first_exits",
     "gradient_flow",
+    "observe",
     "positions",
     "start",
 ]
@@ -99,6 +102,46 @@ class FirstExits:
     observed: np.ndarray
     points: np.ndarray
     horizon: int
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Sums of observables along paths; their size does not depend on how long was watched.
+
+    Attributes
+    ----------
+    ensemble
+        The paths at the end.
+    times
+        How many times each path was seen.
+    totals, squares
+        (M, k) sums of the k observables, and of their squares, over those times.
+    counts, edges
+        (k, bins + 2) whole numbers (below, in each bin, above) and (k, bins + 1) edges, if asked.
+    """
+
+    ensemble: Ensemble
+    times: int
+    totals: np.ndarray
+    squares: np.ndarray
+    counts: np.ndarray | None = None
+    edges: np.ndarray | None = None
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(k,) mean over paths and times."""
+        return self.totals.mean(axis=0) / self.times
+
+    @property
+    def variance(self) -> np.ndarray:
+        """(k,) variance over paths and times together."""
+        return self.squares.mean(axis=0) / self.times - self.mean**2
+
+    @property
+    def stderr(self) -> np.ndarray:
+        """(k,) standard error of `mean`, from the spread between independent paths."""
+        spread = (self.totals / self.times).std(axis=0, ddof=1)
+        return spread / np.sqrt(len(self.totals))
 
 
 def dimension(process: Process) -> int:
@@ -204,10 +247,10 @@ def _stepper(
     if settings.engine != "xla":
         try:
             engine = fused.engine_of(process, settings.scheme, settings.precision)
-            return fused.Stepper(engine, substeps, settings.threads, *state)
+            return fused.Stepper(engine, substeps, settings.threads, *state, device=settings.device)
         except Unsupported as why:
             fall_back(settings, str(why))
-    return xla.Stepper(process, substeps, *state)
+    return xla.Stepper(process, substeps, settings.scheme, *state)
 
 
 def positions(
@@ -237,6 +280,84 @@ def positions(
         state = advance(process, state, t - state.step, substeps, **options)
         out.append(state.x)
     return np.stack(out)
+
+
+def observe(
+    process: Process,
+    ensemble: Ensemble,
+    steps: int,
+    observable: Observable = lambda x: x,
+    every: int = 1,
+    bins: tuple[ArrayLike, ArrayLike, int] | None = None,
+    substeps: int = DEFAULT_SUBSTEPS,
+    progress: Progress | None = None,
+    **options: Unpack[Options],
+) -> Observation:
+    """Moments, and histograms if asked, of observables along paths, without storing paths.
+
+    Parameters
+    ----------
+    steps
+        SGD steps to run, a multiple of `every`.
+    observable
+        ``observable(x)`` in jax.numpy, its entries k observables; the coordinates by default.
+    every
+        Observe after every so many SGD steps.
+    bins
+        (lower, upper, number): ends, one for all observables or (k,), and how many bins.
+
+    Examples
+    --------
+    >>> from batchwell import SGD, additive
+    >>> sgd = SGD(additive(lambda x: x @ x / 2), learning_rate=0.1)
+    >>> seen = observe(sgd, start(sgd, [0.0], 100, seed=1), 500, lambda x: x**2, every=10)
+    >>> seen.times, bool(abs(seen.mean[0] - 0.1 / 1.9) < 4 * seen.stderr[0])
+    (50, True)
+    """
+    steps, every = whole("steps", steps), whole("every", every)
+    require(steps % every == 0, "steps", steps, f"must be a multiple of every = {every}")
+    k = shape_of(observable, dimension(process))
+    ranges = _bins(bins, k)
+    zeros = np.zeros((len(ensemble.paths), k))
+    counts = None if ranges is None else np.zeros((k, ranges.number + 2), np.int64)
+    sums = Sums(zeros, zeros, counts)
+    settings = checked(process, substeps, cast(Any, options))
+    on_cpu(settings, "observed paths")
+    stepper = _stepper(process, ensemble, substeps, settings)
+    look = _watcher(stepper, observable, every, ranges, settings)
+    x = ensemble.x
+    for done, count in _blocks(steps // every):
+        x = look(ensemble.step + done * every, count * every, sums)
+        _check_finite(x, ensemble.paths, ensemble.step + (done + count) * every)
+        if progress is not None:
+            progress((done + count) * every, steps)
+    rng, memory = stepper.state()
+    end = replace(ensemble, x=x, rng=rng, memory=memory, step=ensemble.step + steps)
+    edges = None if ranges is None else ranges.edges
+    return Observation(end, sums.times, sums.totals, sums.squares, sums.counts, edges)
+
+
+def _bins(bins: tuple[ArrayLike, ArrayLike, int] | None, k: int) -> Bins | None:
+    if bins is None:
+        return None
+    lower, upper = (np.broadcast_to(np.asarray(v, np.float64), (k,)) for v in bins[:2])
+    require(bool(np.all(lower < upper)), "bins", bins, "need a lower end below the upper one")
+    return Bins(lower, upper, whole("bins", bins[2]))
+
+
+def _watcher(
+    stepper: fused.Stepper | xla.Stepper,
+    observable: Observable,
+    every: int,
+    bins: Bins | None,
+    settings: Settings,
+) -> Callable[[int, int, Sums], np.ndarray]:
+    if isinstance(stepper, fused.Stepper):
+        try:
+            return Watcher(stepper, stepper.engine, observable, every, bins, settings.threads)
+        except Unsupported as why:
+            fall_back(settings, f"in the observable, {why}")
+    return xla.watcher(stepper, observable, every, bins)
 
 
 def first_exits(
@@ -276,6 +397,7 @@ def first_exits(
     inside = domain.contains(state.x)
     require(bool(inside.all()), "x0", state.x[~inside][:1], f"must lie inside the {domain.name}")
     settings = checked(process, substeps, cast(Any, options))
+    on_cpu(settings, "first exits")
     per = 1 if isinstance(process, SGD) else whole("substeps", substeps)
     if settings.engine != "xla":
         try:
@@ -296,7 +418,8 @@ def first_exits(
             fall_back(settings, str(why))
     if bridge:
         raise InputError("bridge", True, "needs the fused engine")
-    return _exits_on_xla(process, domain, state, horizon, substeps, per, progress)
+    run = xla.exit_finder(process, substeps, domain, settings.scheme)
+    return _exits_on_xla(run, state, horizon, per, progress)
 
 
 def _first_exits(
@@ -314,15 +437,8 @@ def _first_exits(
 
 
 def _exits_on_xla(
-    process: Process,
-    domain: Domain,
-    state: Ensemble,
-    horizon: int,
-    substeps: int,
-    per: int,
-    progress: Progress | None,
+    run: Callable[..., Any], state: Ensemble, horizon: int, per: int, progress: Progress | None
 ) -> FirstExits:
-    run = xla.exit_finder(process, substeps, domain)
     left_at = np.zeros(len(state.paths), dtype=np.int64)
     points = state.x.copy()
     alive = np.arange(len(state.paths))

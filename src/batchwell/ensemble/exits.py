@@ -12,10 +12,22 @@ from .._jax import jax, jnp
 from ..domain import Domain
 from ..dynamics import SGD, Diffusion, Process
 from ..errors import InputError
-from .fused import DTYPE, Arguments, Engine, common_arguments, kernel, run, thread_count
+from ..loss import StochasticLoss
+from .fused import (
+    DTYPE,
+    Arguments,
+    Engine,
+    blocked_table,
+    common_arguments,
+    kernel,
+    run,
+    thread_count,
+)
 from .ir import Graph
-from .kernels import Exit, Expressions, Recipe, exit_source
+from .kernels import Context, Exit, Expressions, Recipe, exit_source
 from .lowering import inputs, lower
+from .recipes import data_table, example_loss, mean_over_rows, row_weights
+from .vector import Val
 
 CHUNK = 32  # steps between bookings
 CALL_SECONDS = 0.5
@@ -53,13 +65,40 @@ def exit_test(process: Process, domain: Domain, bridge: bool) -> Exit:
     """The lowered test for having left `domain`; raises `lowering.Unsupported`."""
     key = (domain, process if bridge else None)
     if key not in _tests:
-        assert domain.level is not None
-        level = _scalar(domain.level, domain.dim)
         spread = None
         if bridge:
             spread = _scalar(_level_variance(process, domain), domain.dim)
-        _tests[key] = Exit(level, spread)
+        _tests[key] = _mean_test(domain, spread) or _plain_test(domain, spread)
     return _tests[key]
+
+
+def _plain_test(domain: Domain, spread: Expressions | None) -> Exit:
+    assert domain.level is not None
+    level = _scalar(domain.level, domain.dim)
+    return Exit(lambda ctx, x: ctx.evaluate(level, x=x)[0], spread)
+
+
+def _mean_test(domain: Domain, spread: Expressions | None) -> Exit | None:
+    """The test for a sublevel set of `StochasticLoss.mean`, as a loop over its data."""
+    loss = getattr(domain.function, "__self__", None)
+    method = getattr(domain.function, "__func__", None)
+    if method is not StochasticLoss.mean or not isinstance(loss, StochasticLoss):
+        return None
+    if loss.closed_mean is not None:
+        return None
+    code, columns = example_loss(loss)
+
+    def level(ctx: Context, x: list[Val]) -> Val:
+        kept, c = ctx.loaded, ctx.code
+        ctx.loaded = {**kept, **{name: kept[f"level_{name}"] for name in _DATA}}
+        total = mean_over_rows(ctx, code, columns, x=x)[0]
+        ctx.loaded = kept
+        return c.sub(total, c.like(domain.height, total))
+
+    return Exit(level, spread, data_table(loss), row_weights(loss))
+
+
+_DATA = ("table", "weights", "rows")
 
 
 def _level_variance(process: Process, domain: Domain) -> Callable[[object], object]:
@@ -113,6 +152,9 @@ def find_exits(
         horizon=horizon,
         chunk=chunk_of(engine.process),
     )
+    if test.table is not None:
+        table, weights = blocked_table(test, engine.kind)
+        shared.update(level_table=table, level_weights=weights, level_rows=len(table))
     workers = _workers(engine, substeps, threads, starts, states, queue, shared)
     budget = 1
     while any(w.live for w in workers):

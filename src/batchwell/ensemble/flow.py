@@ -218,7 +218,7 @@ def flow_source(field: GradientField, dim: int) -> str:
 
 
 def _gradient_function(field: GradientField, dim: int) -> Code:
-    g = Code("gradient", ["args", "x", "out"], _LANES, internal=True)
+    g = Code("gradient", ["args", "x", "out"], _LANES, linkage="internal")
     ctx = Context(g, KIND, dim)
     ctx.read_reals()
     _, x, out = g.args

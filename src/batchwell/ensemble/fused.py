@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..dynamics import SGD, Process
-from .kernels import ARGS, REALS, Recipe, advance_source
+from . import cuda
+from .kernels import ARGS, REALS, Exit, Recipe, advance_source
 from .native import Kernel, compile_kernel
 from .recipes import GradientField, Plan, plan_of, reals_of, stride_of
 
@@ -108,7 +109,7 @@ def _tables(plan: Plan, kind: str, gathers: bool) -> tuple[np.ndarray, np.ndarra
     return blocked_table(plan, kind)
 
 
-def blocked_table(data: Plan | GradientField, kind: str) -> tuple[np.ndarray, np.ndarray]:
+def blocked_table(data: Plan | GradientField | Exit, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """(data, weights) for loops over rows in pairs: padded to an even number of rows."""
     table, weights = data.table, data.weights
     assert table is not None
@@ -165,9 +166,11 @@ class Blocks:
     count: int
 
 
-def to_blocks(engine: Engine, x: np.ndarray, rng: np.ndarray, memory: Any) -> Blocks:
+def to_blocks(
+    engine: Engine, x: np.ndarray, rng: np.ndarray, memory: Any, lanes: int = 0
+) -> Blocks:
     """Paths as callers hold them -> the engine's layout."""
-    lanes, dtype = engine.recipe.lanes(engine.kind), DTYPE[engine.kind]
+    lanes, dtype = lanes or engine.recipe.lanes(engine.kind), DTYPE[engine.kind]
     velocity = blocked(memory[1], lanes, dtype) if engine.recipe.velocity else None
     order = blocked(memory[0], lanes, np.int32) if engine.recipe.order else None
     return Blocks(blocked(x, lanes, dtype), blocked(rng, lanes, np.uint32), velocity, order, len(x))
@@ -189,9 +192,10 @@ def from_blocks(engine: Engine, blocks: Blocks, memory: Any) -> tuple[np.ndarray
 class Advancer:
     """Runs steps of a process over paths in the engine's layout."""
 
-    def __init__(self, engine: Engine, substeps: int, threads: int | None) -> None:
+    def __init__(self, engine: Engine, substeps: int, threads: int | None = None) -> None:
         self.engine, self.threads = engine, threads
         self.arguments = common_arguments(engine, substeps)
+        self.lanes = engine.recipe.lanes(engine.kind)
         self.call = kernel(
             engine.recipe,
             engine.kind,
@@ -201,20 +205,41 @@ class Advancer:
 
     def __call__(self, first: int, steps: int, blocks: Blocks) -> None:
         """`steps` steps, counted from `first`, in place."""
-        queue = np.zeros(1, np.int64)
+        args = self.arguments_for(first, steps, blocks, np.zeros(1, np.int64))
+        run(self.call, [args.values] * thread_count(self.threads, len(blocks.x)))
+
+    def arguments_for(self, first: int, steps: int, blocks: Blocks, queue: np.ndarray) -> Arguments:
+        """The argument array of one call."""
         args = Arguments(self.arguments.values.copy(), list(self.arguments.kept))
         for name, value in (
-            ("x", blocks.x),
-            ("rng", blocks.rng),
-            ("queue", queue),
-            ("velocity", blocks.velocity),
-            ("order", blocks.order),
-        ):
+            ("x", blocks.x), ("rng", blocks.rng), ("queue", queue),
+            ("velocity", blocks.velocity), ("order", blocks.order),
+        ):  # fmt: skip
             if value is not None:
                 args.put(name, value)
         for name, number in (("blocks", len(blocks.x)), ("steps", steps), ("first", first)):
             args.put(name, number)
-        run(self.call, [args.values] * thread_count(self.threads, len(blocks.x)))
+        return args
+
+
+class CudaAdvancer(Advancer):
+    """The same on a GPU: one lane, a thread per path."""
+
+    def __init__(self, engine: Engine, substeps: int) -> None:
+        self.engine, self.lanes = engine, 1
+        self.arguments = common_arguments(engine, substeps)
+        self.program = _gpu_program(engine.recipe, engine.kind)
+
+    def __call__(self, first: int, steps: int, blocks: Blocks) -> None:
+        """`steps` steps, counted from `first`, in place."""
+        args = self.arguments_for(first, steps, blocks, np.zeros(1, np.int64))
+        self.program(args.values, args.kept, len(blocks.x))
+
+
+@lru_cache(maxsize=64)
+def _gpu_program(recipe: Recipe, kind: str) -> cuda.Program:
+    cuda.need_device()
+    return cuda.Program(advance_source(recipe, kind, lanes=1, linkage="ptx_kernel"), "advance")
 
 
 class Stepper:
@@ -228,18 +253,23 @@ class Stepper:
         x: np.ndarray,
         rng: np.ndarray,
         memory: Any,
+        device: str = "cpu",
     ) -> None:
-        self._engine, self._memory = engine, memory
-        self._advance = Advancer(engine, substeps, threads)
-        self._per = 1 if isinstance(engine.process, SGD) else substeps
-        self._blocks = to_blocks(engine, x, rng, memory)
+        self.engine, self._memory = engine, memory
+        self.advance = (
+            CudaAdvancer(engine, substeps)
+            if device == "cuda"
+            else Advancer(engine, substeps, threads)
+        )
+        self.per = 1 if isinstance(engine.process, SGD) else substeps
+        self.blocks = to_blocks(engine, x, rng, memory, self.advance.lanes)
 
     def __call__(self, first: int, steps: int) -> np.ndarray:
         """Positions (M, d) after `steps` more SGD steps, counted from `first`."""
-        self._advance(first * self._per, steps * self._per, self._blocks)
-        return unblocked(self._blocks.x, self._blocks.count, np.float64)
+        self.advance(first * self.per, steps * self.per, self.blocks)
+        return unblocked(self.blocks.x, self.blocks.count, np.float64)
 
     def state(self) -> tuple[np.ndarray, Any]:
         """(generators, memory) now."""
-        _, rng, memory = from_blocks(self._engine, self._blocks, self._memory)
+        _, rng, memory = from_blocks(self.engine, self.blocks, self._memory)
         return rng, memory

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from . import elementary
 from .emit import emit
 from .ir import Scalar
@@ -23,7 +25,9 @@ ARGS = (
     "table", "rows", "weights", "paths", "starts", "states", "left", "points", "horizon",
     "chunk", "budget", "ids", "taken", "live", "sums", "counts", "every", "edges",
     "steps_of", "step", "regions", "region_count",
+    "level_table", "level_weights", "level_rows",
 )  # fmt: skip
+NATIVE_LANES = {"f64": 8, "f32": 16}  # of a 512-bit register; shorter ones are used in groups
 REALS = ("drift", "noise", "eta", "momentum", "half_eta", "bridge")
 
 
@@ -53,6 +57,7 @@ class Context:
     step: Val | None = None
     order: Val | None = None
     loaded: dict[str, Val] = field(default_factory=dict)
+    supply: list[Val] = field(default_factory=list)  # normals drawn ahead
 
     def whole(self, name: str) -> Val:
         """A whole-number argument."""
@@ -74,9 +79,9 @@ class Context:
         for k, name in enumerate(REALS):
             value = c.real(c.load(reals, "f64", c.i64(k)), self.kind)
             self.loaded[name] = c.splat(value)
-        for name in ("table", "weights"):
+        for name in ("table", "weights", "level_table", "level_weights"):
             self.loaded[name] = self.address(name)
-        for name in ("batch", "rows"):
+        for name in ("batch", "rows", "level_rows"):
             self.loaded[name] = self.whole(name)
 
     def zeros(self, count: int) -> list[Var]:
@@ -99,6 +104,9 @@ class Context:
 
     def normals(self, count: int) -> list[Val]:
         """Standard normals, drawn in pairs; a spare one is thrown away."""
+        if self.supply:
+            taken, self.supply = self.supply[:count], self.supply[count:]
+            return taken
         out: list[Val] = []
         per = 2 if self.kind == "f32" else 4
         for _ in range((count + 1) // 2):
@@ -139,6 +147,8 @@ class Recipe:
         Whether paths carry a velocity, an order of the data.
     wide
         Whether a step is so short that two registers per value pay.
+    normals
+        Number of normals of a step that draws nothing else, and the same number always.
     """
 
     step: Step
@@ -146,11 +156,19 @@ class Recipe:
     velocity: bool = False
     order: bool = False
     wide: bool = False
+    normals: int = 0
+
+    def shares(self, kind: str) -> bool:
+        """Whether steps 2j and 2j + 1 share their normals, so that no spare is thrown away.
+
+        So float32 draws an odd number of them: `normals` pairs for two steps. The generator
+        moves on after the odd step only; a run that begins there draws the pairs again.
+        """
+        return kind == "f32" and self.normals % 2 == 1
 
     def lanes(self, kind: str) -> int:
         """Paths side by side."""
-        native = 16 if kind == "f32" else 8
-        return 2 * native if self.wide else native
+        return (2 if self.wide else 1) * NATIVE_LANES[kind]
 
 
 # -- draws and gradients ----------------------------------------------------------------------
@@ -158,29 +176,34 @@ def gathered(ctx: Context, index: Val, columns: int, stride: int) -> list[Val]:
     """Row `index` (per lane) of the data table: one value per column."""
     c, table = ctx.code, ctx.loaded["table"]
     base = c.mul(index, c.like(stride, index))
-    if stride == ctx.code.lanes:
-        return _transposed_rows(ctx, base)[:columns]
+    if stride > columns or stride % c.lanes == 0:
+        chunks = range(0, columns, c.lanes)
+        return [v for k in chunks for v in _transposed(ctx, base, k)][:columns]
     return [
         c.gather(table, ctx.kind, c.add(base, c.like(k, base)) if k else base)
         for k in range(columns)
     ]
 
 
-def _transposed_rows(ctx: Context, base: Val) -> list[Val]:
-    """As many columns as lanes: whole rows are loaded and transposed in registers."""
+def _transposed(ctx: Context, base: Val, first: int) -> list[Val]:
+    """As many columns as lanes, from `first` on: pieces of rows, transposed in registers.
+
+    Gathering them one by one costs several times as much.
+    """
     c, n = ctx.code, ctx.code.lanes
-    rows = [
-        c.load(ctx.loaded["table"], ctx.kind, c.extract(base, lane), lanes=n) for lane in range(n)
-    ]
+    rows = []
+    for lane in range(n):
+        start = c.add(c.extract(base, lane), c.i64(first))
+        rows.append(c.load(ctx.loaded["table"], ctx.kind, start, lanes=n))
     half = n // 2
     while half:
-        order_low = [k if k & half == 0 else n + (k - half) for k in range(n)]
-        order_high = [k + half if k & half == 0 else n + k for k in range(n)]
+        low = [k if k & half == 0 else n + (k - half) for k in range(n)]
+        high = [k + half if k & half == 0 else n + k for k in range(n)]
         done = list(rows)
         for i in range(n):
             if i & half == 0:
                 a, b = rows[i], rows[i + half]
-                done[i], done[i + half] = c.shuffle(a, b, order_low), c.shuffle(a, b, order_high)
+                done[i], done[i + half] = c.shuffle(a, b, low), c.shuffle(a, b, high)
         rows, half = done, half // 2
     return rows
 
@@ -217,9 +240,22 @@ def descend(ctx: Context, sums: list[Var], momentum: bool) -> None:
 
 
 # -- loops ------------------------------------------------------------------------------------
-def advance_source(recipe: Recipe, kind: str) -> str:
-    """LLVM text of ``advance``: every block of paths runs `steps` steps."""
-    c = Code("advance", ["args"], recipe.lanes(kind))
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """What is summed up along paths: lowered observables over x, and bins of a histogram."""
+
+    code: Expressions
+    bins: int = 0
+
+
+def advance_source(
+    recipe: Recipe, kind: str, watch: Watch | None = None, lanes: int = 0, linkage: str = ""
+) -> str:
+    """LLVM text of ``advance``: every block of paths runs `steps` steps, watched if asked.
+
+    With one lane it is the program of one thread of a GPU.
+    """
+    c = Code("advance", ["args"], lanes or recipe.lanes(kind), linkage)
     ctx = Context(c, kind, recipe.dim)
     ctx.read_reals()
     steps, first, blocks = ctx.whole("steps"), ctx.whole("first"), ctx.whole("blocks")
@@ -228,11 +264,105 @@ def advance_source(recipe: Recipe, kind: str) -> str:
         ctx.block = take_from(c, ctx.address("queue"))
         c.leave_if(c.compare("sge", ctx.block, blocks), done)
         load_block(ctx, recipe)
-        with c.loop(last, first) as k:
-            ctx.step = k
-            recipe.step(ctx)
+        watching = _Watching(ctx, watch) if watch else None
+        seen = watching.see if watching else lambda: None
+        if recipe.shares(kind):
+            _run_in_pairs(ctx, recipe, first, last, seen)
+        else:
+            with c.loop(last, first) as k:
+                ctx.step = k
+                recipe.step(ctx)
+                seen()
         _store_block(ctx)
+        if watching:
+            watching.store()
     return module([c])
+
+
+class _Watching:
+    """Sums of observables and of their squares per path, and counts per bin, in float64."""
+
+    def __init__(self, ctx: Context, watch: Watch) -> None:
+        self.ctx, self.watch = ctx, watch
+        c, self.size = ctx.code, len(watch.code.outputs)
+        self.clock = c.var("i64", 1, c.i64(0))
+        self.every = ctx.whole("every")
+        self.sums = [
+            c.var("f64", value=c.load(p, "f64", at, c.lanes))
+            for p, at in _rows_of(ctx, "sums", "f64", 2 * self.size)
+        ]
+
+    def see(self) -> None:
+        """After a step: when it is time, take the observables in."""
+        c = self.ctx.code
+        clock = c.add(self.clock.get(), c.i64(1))
+        self.clock.set(clock)
+        due = c.compare("eq", c.binary("srem", clock, self.every), c.i64(0))
+        with c.when(due):
+            values = self.ctx.evaluate(self.watch.code, x=[v.get() for v in self.ctx.x])
+            for k, value in enumerate(c.real(v, "f64") for v in values):
+                total, square = self.sums[k], self.sums[self.size + k]
+                total.set(c.add(total.get(), value))
+                square.set(c.fma(value, value, square.get()))
+                if self.watch.bins:
+                    self._count(k, value)
+
+    def _count(self, k: int, value: Val) -> None:
+        """One more in the bin of every lane's value; the outer bins take what lies outside."""
+        c, ctx, bins = self.ctx.code, self.ctx, self.watch.bins
+        edges = ctx.address("edges")
+        low = c.splat(c.load(edges, "f64", c.i64(2 * k)))
+        scale = c.splat(c.load(edges, "f64", c.i64(2 * k + 1)))
+        place = c.call("floor", c.mul(c.sub(value, low), scale))
+        place = c.add(place, c.like(1.0, place))
+        place = c.select(c.compare("oge", place, c.like(0.0, place)), place, c.like(0.0, place))
+        top = c.like(bins + 1.0, place)
+        index = c.cast("fptosi", c.select(c.compare("olt", place, top), place, top), "i64")
+        counts, one = ctx.address("counts"), self._one_per_path()
+        for lane in range(c.lanes):
+            at = c.add(c.extract(index, lane), c.i64(k * (bins + 2)))
+            c.store(c.add(c.load(counts, "i64", at), c.extract(one, lane)), counts, at)
+
+    def _one_per_path(self) -> Val:
+        """1 in lanes that hold a path, 0 in those that fill the last block up."""
+        c = self.ctx.code
+        assert self.ctx.block is not None
+        path = c.add(c.splat(c.mul(self.ctx.block, c.i64(c.lanes))), c.lane_numbers())
+        return c.cast("zext", c.compare("slt", path, c.splat(self.ctx.whole("paths"))), "i64")
+
+    def store(self) -> None:
+        """Write the sums back."""
+        rows = _rows_of(self.ctx, "sums", "f64", 2 * self.size)
+        for (p, at), total in zip(rows, self.sums, strict=True):
+            self.ctx.code.store(total.get(), p, at)
+
+
+def _run_in_pairs(
+    ctx: Context, recipe: Recipe, first: Val, last: Val, seen: Callable[[], None]
+) -> None:
+    """Steps `first` ... `last` - 1 that share normals two by two (see `Recipe.shares`)."""
+    c = ctx.code
+    odd_start = c.binary("and", first, c.i64(1))
+    with c.when(c.compare("slt", first, last)):
+        with c.when(c.compare("ne", odd_start, c.i64(0))):
+            ctx.supply = ctx.normals(2 * recipe.normals)[recipe.normals :]
+            recipe.step(ctx)
+            seen()
+        even = c.add(first, odd_start)
+        left = c.sub(last, even)
+        with c.loop(c.shift("lshr", left, 1)):
+            ctx.supply = ctx.normals(2 * recipe.normals)
+            recipe.step(ctx)
+            seen()
+            recipe.step(ctx)
+            seen()
+        with c.when(c.compare("ne", c.binary("and", left, c.i64(1)), c.i64(0))):
+            before = [v.get() for v in ctx.rng]
+            ctx.supply = ctx.normals(2 * recipe.normals)[: recipe.normals]
+            for var, value in zip(ctx.rng, before, strict=True):
+                var.set(value)
+            recipe.step(ctx)
+            seen()
 
 
 def take_from(c: Code, queue: Val) -> Val:
@@ -286,13 +416,17 @@ class Exit:
     Attributes
     ----------
     level
-        Negative inside the domain.
+        Writes ``level(x)``, negative inside the domain.
     spread
         For the bridge correction: variance of the level per unit of time, at x.
+    table, weights
+        Data of a level that is a mean over them.
     """
 
-    level: Expressions
+    level: Callable[[Context, list[Val]], Val]
     spread: Expressions | None = None
+    table: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
 
 def exit_source(recipe: Recipe, kind: str, test: Exit) -> str:
@@ -328,7 +462,10 @@ def _run_chunk(ctx: Context, recipe: Recipe, test: Exit, points: Val, events: Va
     event = c.var("i32", value=c.const(0, "i32"))
     where = [c.var(ctx.kind, value=v.get()) for v in ctx.x]
     inside = _Bridge(ctx, test)
-    with c.loop(ctx.whole("chunk")) as t:
+    shares = recipe.shares(ctx.kind) and test.spread is None
+    together = 2 if shares else 1
+
+    def watched(t: Val) -> None:
         ctx.step = t  # lanes start epochs together: see `exits.chunk_of`
         inside.before()
         recipe.step(ctx)
@@ -341,6 +478,12 @@ def _run_chunk(ctx: Context, recipe: Recipe, test: Exit, points: Val, events: Va
         event.set(c.select(new, c.select(out, number, minus), old))
         for spot, x in zip(where, ctx.x, strict=True):
             spot.set(c.select(new, x.get(), spot.get()))
+
+    with c.loop(c.binary("sdiv", ctx.whole("chunk"), c.i64(together))) as turn:
+        if shares:
+            ctx.supply = ctx.normals(2 * recipe.normals)
+        for k in range(together):
+            watched(c.add(c.mul(turn, c.i64(together)), c.i64(k)))
     for k, spot in enumerate(where):
         c.store(spot.get(), points, c.i64(k * c.lanes))
     ids = c.load(ctx.address("ids"), "i64", lanes=c.lanes)
@@ -366,13 +509,13 @@ class _Bridge:
             return
         c, ctx = self.ctx.code, self.ctx
         x = [v.get() for v in ctx.x]
-        self.level = ctx.evaluate(self.test.level, x=x)[0]
+        self.level = self.test.level(ctx, x)
         self.variance = c.mul(ctx.real("bridge"), ctx.evaluate(self.test.spread, x=x)[0])
 
     def left(self) -> Val:
         """Whether the path left during the step; NaN counts as outside."""
         c, ctx = self.ctx.code, self.ctx
-        level = ctx.evaluate(self.test.level, x=[v.get() for v in ctx.x])[0]
+        level = self.test.level(ctx, [v.get() for v in ctx.x])
         out = c.compare("uge", level, c.like(0.0, level))
         if self.level is None or self.variance is None:
             return out

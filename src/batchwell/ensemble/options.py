@@ -9,11 +9,12 @@ from typing import Any, TypedDict
 
 from ..dynamics import SGD, Process
 from ..errors import InputError, one_of, require, whole
+from . import cuda
+from .step import SCHEMES
 
 ENGINES = ("auto", "fused", "xla")
 PRECISIONS = ("float64", "float32")
 DEVICES = ("cpu", "cuda")
-SCHEMES = ("heun", "euler")
 # Below this step, increments fall under the rounding of a float32 state (measured: -2 % at 1e-6).
 SMALLEST_FLOAT32_STEP = 1e-5
 
@@ -33,9 +34,10 @@ class Options(TypedDict, total=False):
     threads
         CPU threads of the fused engine; all allowed ones by default. Results do not depend on it.
     device
-        "cpu" or "cuda".
+        "cpu", or "cuda" for `advance` and `positions`: a GPU, the same bits.
     scheme
-        For diffusions: "heun" (drift of second order) or "euler" (Euler-Maruyama).
+        For diffusions, see `step.SCHEMES`: "heun" (weak order 2 where noise does not depend on
+        x), "euler" (Euler-Maruyama), "platen" (weak order 2).
     """
 
     engine: str
@@ -81,8 +83,9 @@ def checked(process: Process, substeps: int, options: dict[str, Any]) -> Setting
         whole("threads", out.threads)
     if out.engine == "xla":
         _only_fused("precision", out.precision, "float64")
-        _only_fused("scheme", out.scheme, "heun")
         _only_fused("device", out.device, "cpu")
+    if out.device == "cuda":
+        cuda.need_device()
     if out.precision == "float32":
         _float32_is_safe(process, substeps)
     return out
@@ -104,6 +107,12 @@ def _float32_is_safe(process: Process, substeps: int) -> None:
         )
 
 
+def on_cpu(settings: Settings, what: str) -> None:
+    """Refuse the GPU for what only the CPU does."""
+    if settings.device != "cpu":
+        raise InputError("device", settings.device, f"is not for {what} yet; use device='cpu'")
+
+
 _told: set[str] = set()
 
 
@@ -116,7 +125,6 @@ def fall_back(settings: Settings, reason: str) -> None:
             f"cannot run this: {reason}; use engine='xla', or write the loss without it",
         )
     _only_fused("precision", settings.precision, "float64")
-    _only_fused("scheme", settings.scheme, "heun")
     _only_fused("device", settings.device, "cpu")
     if reason not in _told:
         _told.add(reason)

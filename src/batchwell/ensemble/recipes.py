@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ..loss import StochasticLoss
 from ..noise import Noise
 from .ir import Graph
 from .kernels import (
+    NATIVE_LANES,
     Context,
     Expressions,
     Recipe,
@@ -24,11 +25,11 @@ from .kernels import (
     uniform_row,
 )
 from .lowering import inputs, lower
+from .step import pairs_of, platen
 from .vector import Val
 
-SCHEMES = ("heun", "euler")
-MAX_STRIDE = {"f64": 8, "f32": 16}  # rows of the table up to this long are loaded whole
-WIDE_BELOW = 12  # dimensions below which two registers per value pay
+MAX_LOADED_ROW = 64  # rows of the table up to this long are loaded whole
+WIDE_BELOW = 6  # dimensions below which two registers per value pay
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +61,12 @@ def reals_of(process: Process, substeps: int) -> dict[str, float]:
         return {"drift": drift, "eta": eta, "momentum": process.momentum, "noise": noise}
     dt = process.learning_rate / substeps
     if not from_loss(process):
-        return {"drift": dt, "noise": dt**0.5}
+        return {"drift": dt, "noise": dt**0.5, "bridge": dt}
     assert process.sgd is not None
     gain = 1.0 / (1.0 - process.sgd.momentum)
     noise = gain * (dt * process.sgd.temperature) ** 0.5
     half_eta = process.learning_rate / 2 if process.order == 2 else 0.0
-    return {"drift": -dt * gain, "noise": noise, "half_eta": half_eta}
+    return {"drift": -dt * gain, "noise": noise, "half_eta": half_eta, "bridge": dt}
 
 
 @lru_cache(maxsize=512)
@@ -110,6 +111,8 @@ def plan_of(process: Process, scheme: str, kind: str) -> Plan:
             single = process.batch_size == 1
             return _sampled_plan(process.loss, momentum, single)
         return _data_plan(process.loss, process.sampling, momentum, kind)
+    if scheme == "platen":
+        return _platen_plan(process)
     if from_loss(process):
         assert process.sgd is not None
         return _approximation_plan(process.sgd.loss, process.order, scheme)
@@ -120,13 +123,22 @@ def plan_of(process: Process, scheme: str, kind: str) -> Plan:
 @lru_cache(maxsize=256)
 def example_gradient(loss: StochasticLoss) -> tuple[Expressions, int]:
     """(gradient of one example over inputs x and z, columns of z)."""
+    return _of_example(loss, jax.grad(loss.function))
+
+
+@lru_cache(maxsize=64)
+def example_loss(loss: StochasticLoss) -> tuple[Expressions, int]:
+    """(loss of one example over inputs x and z, columns of z)."""
+    return _of_example(loss, loss.function)
+
+
+def _of_example(loss: StochasticLoss, function: Callable[..., Any]) -> tuple[Expressions, int]:
     graph = Graph()
     example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), loss.nodes)
     x = inputs(graph, "x", (loss.dim,))
     z, columns = _example_nodes(graph, example)
     point = jax.ShapeDtypeStruct((loss.dim,), jnp.float64)
-    out = lower(graph, jax.grad(loss.function), (point, example), (x, z))
-    return Expressions.of(out), columns
+    return Expressions.of(lower(graph, function, (point, example), (x, z))), columns
 
 
 def _example_nodes(graph: Graph, example: Any) -> tuple[Any, int]:
@@ -150,8 +162,9 @@ def data_table(loss: StochasticLoss) -> np.ndarray:
 
 
 def stride_of(columns: int, kind: str) -> int:
-    """Length of a row of the table in memory: padded, if short, to be loaded whole."""
-    return MAX_STRIDE[kind] if 2 < columns <= MAX_STRIDE[kind] else columns
+    """Length of a row of the table in memory: padded, if short, to be loaded by registers."""
+    lanes = NATIVE_LANES[kind]
+    return -(-columns // lanes) * lanes if 2 < columns <= MAX_LOADED_ROW else columns
 
 
 @lru_cache(maxsize=256)
@@ -252,7 +265,8 @@ def _sampled_plan(loss: StochasticLoss, momentum: bool, single: bool) -> Plan:
         descend(ctx, sums, momentum)
 
     wide = loss.dim < WIDE_BELOW and single
-    return Plan(Recipe(step, loss.dim, momentum, wide=wide), None, None)
+    normals = width if single and loss.noise.name == "gaussian" else 0
+    return Plan(Recipe(step, loss.dim, momentum, wide=wide, normals=normals), None, None)
 
 
 Draw = Callable[[Context, int], list[Val]]
@@ -338,6 +352,31 @@ def _scheme(field: Field, both: Both, dim: int, scheme: str) -> Callable[[Contex
 
 
 @lru_cache(maxsize=256)
+def _platen_plan(process: Diffusion) -> Plan:
+    """The whole step of `step.platen`, lowered."""
+    dim, m = process.dim, process.noise_dim
+    graph = Graph()
+    shapes = {"x": (dim,), "xi": (m,), "sign": (pairs_of(m),), "dt": ()}
+    nodes = [inputs(graph, name, shape) for name, shape in shapes.items()]
+    points = [jax.ShapeDtypeStruct(shape, jnp.float64) for shape in shapes.values()]
+    code = Expressions.of(lower(graph, partial(platen, process), points, nodes))
+
+    def step(ctx: Context) -> None:
+        c, xi = ctx.code, ctx.normals(m)
+        one = c.const(1.0, ctx.kind)
+        signs = [
+            c.select(c.compare("sge", w, c.like(0, w)), one, c.neg(one))
+            for w in (ctx.word() for _ in range(pairs_of(m)))
+        ]
+        x = [v.get() for v in ctx.x]
+        out = ctx.evaluate(code, x=x, xi=xi, sign=signs, dt=[ctx.real("bridge")])
+        for var, value in zip(ctx.x, out, strict=True):
+            var.set(value)
+
+    return Plan(Recipe(step, dim, wide=dim < WIDE_BELOW, normals=m if m == 1 else 0), None, None)
+
+
+@lru_cache(maxsize=256)
 def _own_plan(process: Diffusion, scheme: str) -> Plan:
     drift = _lowered(process.dim, 0, lambda x, xi: process.drift(x))
     factor = _lowered(process.dim, process.noise_dim, process.factor_vector)
@@ -364,7 +403,7 @@ def _straight_plan(
         return field(ctx, x), kick
 
     step = _scheme(field, both, dim, scheme)
-    return Plan(Recipe(step, dim, wide=dim < WIDE_BELOW), None, None)
+    return Plan(Recipe(step, dim, wide=dim < WIDE_BELOW, normals=noise_dim), None, None)
 
 
 @lru_cache(maxsize=256)

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .._jax import jax, jnp
 from ..dynamics import SGD, Diffusion, Process
-from ..errors import whole
+from ..errors import one_of, whole
 from ..loss import StochasticLoss
 from . import rng as keyed
 
@@ -41,8 +43,11 @@ class Step:
     per_sgd_step: int = 1
 
 
-def step_of(process: Process, substeps: int = 4) -> Step:
-    """The step of SGD (exact) or of a diffusion (`substeps` of Heun's scheme per SGD step).
+def step_of(process: Process, substeps: int = 4, scheme: str = "heun") -> Step:
+    """The step of SGD (exact) or of a diffusion (`substeps` of `scheme` per SGD step).
+
+    Schemes are "heun", "euler" (Euler-Maruyama, weak order 1) and "platen" (weak order 2 for any
+    noise; its cost grows with the square of the noise's dimension).
 
     Examples
     --------
@@ -52,7 +57,8 @@ def step_of(process: Process, substeps: int = 4) -> Step:
     """
     if isinstance(process, SGD):
         return _sgd_step(process)
-    return _heun_step(process, whole("substeps", substeps))
+    one_of("scheme", scheme, SCHEMES)
+    return SCHEMES[scheme](process, whole("substeps", substeps))
 
 
 def _sgd_step(sgd: SGD) -> Step:
@@ -135,3 +141,68 @@ def _heun_step(process: Diffusion, substeps: int) -> Step:
         return x + 0.5 * dt * (slope + ahead) + kick, carried, rng
 
     return Step(lambda x: (), advance, substeps)
+
+
+def _euler_step(process: Diffusion, substeps: int) -> Step:
+    dt = process.learning_rate / substeps
+
+    def advance(k: Array, x: Array, carried: Memory, rng: Array) -> tuple[Array, Memory, Array]:
+        xi, rng = keyed.normals(rng, process.noise_dim)
+        kick = jnp.sqrt(dt) * process.factor_vector(x, xi)
+        return x + dt * process.drift(x) + kick, carried, rng
+
+    return Step(lambda x: (), advance, substeps)
+
+
+def _platen_step(process: Diffusion, substeps: int) -> Step:
+    dt, m = process.learning_rate / substeps, process.noise_dim
+
+    def advance(k: Array, x: Array, carried: Memory, rng: Array) -> tuple[Array, Memory, Array]:
+        xi, rng = keyed.normals(rng, m)
+        drawn, rng = keyed.words(rng, pairs_of(m))
+        signs = jnp.where(drawn >> jnp.uint32(31) == 0, 1.0, -1.0)
+        return platen(process, x, xi, signs, jnp.asarray(dt)), carried, rng
+
+    return Step(lambda x: (), advance, substeps)
+
+
+def pairs_of(m: int) -> int:
+    """Pairs of m noises: the signs that a Platen step draws, one word each."""
+    return m * (m - 1) // 2
+
+
+def platen(process: Diffusion, x: Array, xi: Array, signs: Array, dt: Array) -> Array:
+    """One step of Platen's explicit scheme of weak order 2 for Ito equations.
+
+    Kloeden & Platen, "Numerical Solution of Stochastic Differential Equations" (1992), eq. 15.1.3.
+    `signs`, (m (m - 1) / 2,), make the two-point variables that stand for the Levy areas.
+    """
+    m = process.noise_dim
+    h, unit = jnp.sqrt(dt), jnp.eye(m)
+    jumps = jnp.zeros((m, m)).at[np.tril_indices(m, -1)].set(signs * dt)
+    areas = jnp.outer(xi, xi) * dt + jumps - jumps.T  # [r, j]: dW_r dW_j + V_rj
+
+    def column(y: Array, e: Array) -> Array:
+        return process.factor_vector(y, e)
+
+    def columns(y: Array) -> Array:
+        return jax.vmap(column, in_axes=(None, 0))(y, unit)
+
+    a, b = process.drift(x), columns(x)
+    later = process.drift(x + a * dt + (h * xi) @ b)
+    up, down = (jax.vmap(column)(x + a * dt + s * h * b, unit) for s in (1.0, -1.0))
+    out = x + 0.5 * dt * (a + later) + 0.25 * h * xi @ (up + down + 2 * b)
+    out = out + 0.25 * h * (xi**2 - 1) @ (up - down)
+    if m == 1:
+        return out
+    above, below = (jax.vmap(columns)(x + s * h * b) for s in (1.0, -1.0))  # [r, j, :]
+    others = 1.0 - unit
+    out = out + 0.25 * h * jnp.einsum("rj,j,rjd->d", others, xi, above + below - 2 * b[None])
+    return out + 0.25 / h * jnp.einsum("rj,rj,rjd->d", others, areas, above - below)
+
+
+SCHEMES: dict[str, Callable[[Diffusion, int], Step]] = {
+    "heun": _heun_step,
+    "euler": _euler_step,
+    "platen": _platen_step,
+}

@@ -63,8 +63,8 @@ def llvm_type(kind: str, lanes: int = 1) -> str:
 class Code:
     """One function under construction. Arguments are `ptr` values named in `args`."""
 
-    def __init__(self, name: str, args: Sequence[str], lanes: int, internal: bool = False) -> None:
-        self.name, self.lanes, self.internal = name, lanes, internal
+    def __init__(self, name: str, args: Sequence[str], lanes: int, linkage: str = "") -> None:
+        self.name, self.lanes, self.linkage = name, lanes, linkage
         self.args = [Val(f"%{a}", "ptr") for a in args]
         self.lines: list[str] = []
         self.entry: list[str] = []
@@ -86,10 +86,10 @@ class Code:
 
     def source(self) -> str:
         """The finished function; `declarations` must be put beside it."""
-        head = "define internal void" if self.internal else "define void"
+        head = f"define {self.linkage} void" if self.linkage else "define void"
         params = ", ".join(f"ptr {a.text}" for a in self.args)
         body = "\n".join([*self.entry, "  br label %body0", "body0:", *self.lines, "  ret void"])
-        note = " noinline" if self.internal else ""
+        note = " noinline" if self.linkage == "internal" else ""
         return f"{head} @{self.name}({params}){note} {{\nentry:\n{body}\n}}\n"
 
     # -- constants ----------------------------------------------------------------------------
@@ -191,6 +191,8 @@ class Code:
     # -- lanes --------------------------------------------------------------------------------
     def splat(self, a: Val) -> Val:
         """A scalar in every lane."""
+        if self.lanes == 1:
+            return a
         v = llvm_type(a.kind, self.lanes)
         one = self.emit(a.kind, self.lanes, f"insertelement {v} poison, {a.type} {a.text}, i64 0")
         zeros = f"<{self.lanes} x i32> zeroinitializer"
@@ -198,16 +200,22 @@ class Code:
 
     def extract(self, a: Val, lane: int | Val) -> Val:
         """One lane as a scalar."""
+        if a.lanes == 1:
+            return a
         where = lane.text if isinstance(lane, Val) else str(lane)
         return self.emit(a.kind, 1, f"extractelement {a.type} {a.text}, i64 {where}")
 
     def lane_numbers(self) -> Val:
         """0, 1, 2, ... as i64."""
+        if self.lanes == 1:
+            return self.i64(0)
         inner = ", ".join(f"i64 {k}" for k in range(self.lanes))
         return Val(f"<{inner}>", "i64", self.lanes)
 
     def any(self, mask: Val) -> Val:
         """Whether any lane of a mask is set: scalar i1."""
+        if mask.lanes == 1:
+            return mask
         name = f"llvm.vector.reduce.or.v{mask.lanes}i1"
         self.declared.add(f"declare i1 @{name}({mask.type})")
         return self.emit("i1", 1, f"call i1 @{name}({mask.type} {mask.text})")
@@ -243,6 +251,8 @@ class Code:
 
     def gather(self, pointer: Val, kind: str, index: Val) -> Val:
         """One element per lane."""
+        if index.lanes == 1:
+            return self.load(pointer, kind, index)
         addresses = self.at(pointer, kind, index)
         n, t = index.lanes, llvm_type(kind, index.lanes)
         name = f"llvm.masked.gather.v{n}{kind}.v{n}p0"
@@ -257,6 +267,9 @@ class Code:
 
     def scatter(self, value: Val, pointer: Val, index: Val) -> None:
         """Write one element per lane."""
+        if index.lanes == 1:
+            self.store(value, pointer, index)
+            return
         addresses = self.at(pointer, value.kind, index)
         n = index.lanes
         name = f"llvm.masked.scatter.v{n}{value.kind}.v{n}p0"

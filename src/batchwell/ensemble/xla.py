@@ -11,21 +11,22 @@ import numpy as np
 from .._jax import jax, jnp
 from ..domain import Domain
 from ..dynamics import Process
+from .observe import Bins, Observable, Sums
 from .step import Step, step_of
 
 Array = Any
 
 
 @lru_cache(maxsize=256)
-def compiled_step(process: Process, substeps: int) -> Step:
+def compiled_step(process: Process, substeps: int, scheme: str = "heun") -> Step:
     """`step_of`, remembered so that compiled loops are found again."""
-    return step_of(process, substeps)
+    return step_of(process, substeps, scheme)
 
 
 @lru_cache(maxsize=256)
-def advancer(process: Process, substeps: int) -> Callable[..., Any]:
+def advancer(process: Process, substeps: int, scheme: str = "heun") -> Callable[..., Any]:
     """Compiled ``(k, steps, x, memory, rng) -> (x, memory, rng)`` over all paths."""
-    many = jax.vmap(compiled_step(process, substeps).advance, in_axes=(None, 0, 0, 0))
+    many = jax.vmap(compiled_step(process, substeps, scheme).advance, in_axes=(None, 0, 0, 0))
 
     @jax.jit
     def run(k: Array, steps: Array, x: Array, memory: Any, rng: Array) -> Any:
@@ -35,13 +36,15 @@ def advancer(process: Process, substeps: int) -> Callable[..., Any]:
 
 
 @lru_cache(maxsize=64)
-def exit_finder(process: Process, substeps: int, domain: Domain) -> Callable[..., Any]:
+def exit_finder(
+    process: Process, substeps: int, domain: Domain, scheme: str = "heun"
+) -> Callable[..., Any]:
     """Compiled search for first exits: paths that have left stay where they left.
 
     ``(k, steps, x, memory, rng, left)``, `left` (M,) the step of the exit or 0, to
     the same after `steps` more steps.
     """
-    step = compiled_step(process, substeps)
+    step = compiled_step(process, substeps, scheme)
     level = domain.level
     assert level is not None
 
@@ -67,9 +70,15 @@ class Stepper:
     """Runs steps over paths held by XLA."""
 
     def __init__(
-        self, process: Process, substeps: int, x: np.ndarray, rng: np.ndarray, memory: Any
+        self,
+        process: Process,
+        substeps: int,
+        scheme: str,
+        x: np.ndarray,
+        rng: np.ndarray,
+        memory: Any,
     ) -> None:
-        self._run = advancer(process, substeps)
+        self._run = advancer(process, substeps, scheme)
         self._per = compiled_step(process, substeps).per_sgd_step
         self._x, self._memory, self._rng = x, memory, rng
 
@@ -84,3 +93,30 @@ class Stepper:
     def state(self) -> tuple[np.ndarray, Any]:
         """(generators, memory) now."""
         return np.asarray(self._rng), self._memory
+
+
+def watcher(
+    stepper: Any, observable: Observable, every: int, bins: Bins | None
+) -> Callable[[int, int, Sums], np.ndarray]:
+    """What sums observables up after every `every` steps, by NumPy between calls."""
+    look = jax.jit(jax.vmap(lambda x: jnp.ravel(observable(x))))
+
+    def run(first: int, steps: int, sums: Sums) -> np.ndarray:
+        x = np.empty(0)
+        for k in range(0, steps, every):
+            x = stepper(first + k, every)
+            values = np.asarray(look(x), np.float64)
+            sums.totals, sums.squares = sums.totals + values, sums.squares + values**2
+            sums.times += 1
+            if bins is not None and sums.counts is not None:
+                _count(values, bins, sums.counts)
+        return x
+
+    return run
+
+
+def _count(values: np.ndarray, bins: Bins, counts: np.ndarray) -> None:
+    place = np.floor((values - bins.scaled[:, 0]) * bins.scaled[:, 1]) + 1
+    index = np.clip(place, 0, bins.number + 1).astype(int)
+    for k, column in enumerate(index.T):
+        counts[k] += np.bincount(column, minlength=bins.number + 2)

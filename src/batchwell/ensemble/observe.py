@@ -1,0 +1,123 @@
+"""Running moments and histograms along paths: nothing is stored but sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .._jax import jax, jnp
+from .fused import Blocks, Engine, Stepper, blocked, kernel, run, thread_count, unblocked
+from .ir import Graph
+from .kernels import Expressions, Watch, advance_source
+from .lowering import inputs, lower
+
+Observable = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Bins of equal width over [lower, upper], for each of k observables: (k,), (k,), number."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+    number: int
+
+    @property
+    def edges(self) -> np.ndarray:
+        """(k, number + 1)."""
+        return np.linspace(self.lower, self.upper, self.number + 1, axis=1)
+
+    @property
+    def scaled(self) -> np.ndarray:
+        """(k, 2): lower end, and bins per unit."""
+        return np.stack([self.lower, self.number / (self.upper - self.lower)], axis=1)
+
+
+@dataclass
+class Sums:
+    """What has been seen so far.
+
+    Attributes
+    ----------
+    totals, squares
+        (M, k) sums over the times seen.
+    counts
+        (k, bins + 2): entries below, in each bin, above; None without bins.
+    times
+        How many times were seen.
+    """
+
+    totals: np.ndarray
+    squares: np.ndarray
+    counts: np.ndarray | None
+    times: int = 0
+
+
+def shape_of(observable: Observable, dim: int) -> int:
+    """Number of entries of an observable."""
+    out = jax.eval_shape(observable, jax.ShapeDtypeStruct((dim,), jnp.float64))
+    return int(np.prod(out.shape))
+
+
+class Watcher:
+    """A fused `Stepper` that sums observables up after every `every` steps."""
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        engine: Engine,
+        observable: Observable,
+        every: int,
+        bins: Bins | None,
+        threads: int | None,
+    ) -> None:
+        graph, dim = Graph(), engine.recipe.dim
+        point = jax.ShapeDtypeStruct((dim,), jnp.float64)
+        code = Expressions.of(lower(graph, observable, (point,), (inputs(graph, "x", (dim,)),)))
+        self.watch = Watch(code, bins.number if bins else 0)
+        self.stepper, self.engine, self.bins = stepper, engine, bins
+        self.every, self.threads = every, threads
+        self.call = kernel(
+            engine.recipe,
+            engine.kind,
+            "advance",
+            lambda: advance_source(engine.recipe, engine.kind, self.watch),
+            self.watch,
+        )
+        self.size = len(code.outputs)
+
+    def __call__(self, first: int, steps: int, sums: Sums) -> np.ndarray:
+        """`steps` more SGD steps, a multiple of `every`; adds to `sums`; positions (M, d)."""
+        blocks: Blocks = self.stepper.blocks
+        lanes, per = self.engine.recipe.lanes(self.engine.kind), self.stepper.per
+        rows = blocked(np.concatenate([sums.totals, sums.squares], axis=1), lanes, np.float64)
+        queue = np.zeros(1, np.int64)
+        args = self.stepper.advance.arguments_for(first * per, steps * per, blocks, queue)
+        for name, value in (
+            ("sums", rows), ("every", self.every * per), ("paths", blocks.count)
+        ):  # fmt: skip
+            args.put(name, value)
+        if self.bins is not None:
+            args.put("edges", np.ascontiguousarray(self.bins.scaled))
+        self._run(args, sums, len(blocks.x))
+        table = unblocked(rows, len(sums.totals), np.float64)
+        sums.totals, sums.squares = table[:, : self.size], table[:, self.size :]
+        sums.times += steps // self.every
+        return unblocked(blocks.x, blocks.count, np.float64)
+
+    def _run(self, args: Any, sums: Sums, blocks: int) -> None:
+        """Every thread counts for itself; whole numbers add up the same in any order."""
+        own, counts = [], []
+        for _ in range(thread_count(self.threads, blocks)):
+            mine = type(args)(args.values.copy(), list(args.kept))
+            if sums.counts is not None:
+                counts.append(np.zeros_like(sums.counts))
+                mine.put("counts", counts[-1])
+            own.append(mine)
+        run(self.call, [a.values for a in own])
+        for c in counts:
+            assert sums.counts is not None
+            sums.counts += c

@@ -1,0 +1,64 @@
+"""Running moments and histograms against the same sums taken from stored paths."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from batchwell import SGD, additive, diffusion
+from batchwell.ensemble import advance, observe, positions, start
+from batchwell.errors import InputError
+
+PROCESS = SGD(additive(lambda x: jnp.sum(x**4) / 4 - x @ x / 2, dim=2), 0.1)
+
+
+def watched(x):
+    return jnp.stack([x[0], x[0] * x[1], jnp.tanh(x[1])])
+
+
+@pytest.mark.parametrize("engine", ["fused", "xla"])
+def test_sums_are_those_of_stored_paths(engine):
+    state = start(PROCESS, [0.5, -0.5], 21, seed=1)
+    seen = observe(PROCESS, state, 60, watched, every=3, bins=(-1.0, [1.0, 2.0, 1.0], 7),
+                   engine=engine)  # fmt: skip
+    x = positions(PROCESS, [0.5, -0.5], range(3, 61, 3), 21, seed=1)
+    values = np.stack([x[..., 0], x[..., 0] * x[..., 1], np.tanh(x[..., 1])], axis=-1)
+    assert seen.times == 20
+    np.testing.assert_allclose(seen.totals, values.sum(0), rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(seen.squares, (values**2).sum(0), rtol=1e-11)
+    np.testing.assert_allclose(seen.mean, values.mean((0, 1)), rtol=1e-10)
+    np.testing.assert_allclose(seen.variance, values.var((0, 1)), rtol=1e-9)
+    np.testing.assert_allclose(seen.ensemble.x, x[-1], rtol=1e-12)
+    for k in range(3):
+        inner = np.histogram(values[..., k], seen.edges[k])[0]
+        np.testing.assert_array_equal(seen.counts[k, 1:-1], inner)
+        assert seen.counts[k].sum() == 20 * 21
+        assert seen.counts[k, 0] == (values[..., k] < -1).sum()
+
+
+def test_sums_do_not_depend_on_threads_or_chunks():
+    state = start(PROCESS, [0.5, -0.5], 50, seed=1)
+    one = observe(PROCESS, state, 40, watched, bins=(-1, 1, 5), threads=1)
+    two = observe(PROCESS, state, 40, watched, bins=(-1, 1, 5), threads=3)
+    np.testing.assert_array_equal(one.totals, two.totals)
+    np.testing.assert_array_equal(one.counts, two.counts)
+    half = observe(PROCESS, state.take(np.arange(25)), 40, watched, bins=(-1, 1, 5))
+    rest = observe(PROCESS, state.take(np.arange(25, 50)), 40, watched, bins=(-1, 1, 5))
+    np.testing.assert_array_equal(one.totals, np.concatenate([half.totals, rest.totals]))
+    np.testing.assert_array_equal(one.counts, half.counts + rest.counts)
+
+
+def test_substeps_and_float32():
+    process = diffusion(lambda x: -x, lambda x: jnp.eye(1), 1, 0.1)
+    state = start(process, [0.0], 40, seed=1, substeps=3)
+    seen = observe(process, state, 11, substeps=3, precision="float32")
+    end = advance(process, state, 11, substeps=3, precision="float32")
+    np.testing.assert_array_equal(seen.ensemble.x, end.x)
+    assert seen.times == 11
+
+
+def test_bad_input_is_refused():
+    state = start(PROCESS, [0.5, -0.5], 4, seed=1)
+    with pytest.raises(InputError, match="multiple of every = 3"):
+        observe(PROCESS, state, 10, every=3)
+    with pytest.raises(InputError, match="lower end below"):
+        observe(PROCESS, state, 9, bins=(1.0, 1.0, 3))

@@ -1,0 +1,49 @@
+"""A floor under the engine's speed, as a ratio to C on the same machine.
+
+The usual failure is silent: something stops being vectorised and the engine is 8 to 20 times
+slower. The floors are a third of what is reached, so that a busy machine does not trip them.
+"""
+
+import importlib
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+FLOOR = {"well": 0.35, "exits": 0.3, "logistic": 0.25}
+
+
+@pytest.fixture(scope="module")
+def bench():
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc: the C reference cannot be built")
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        yield importlib.import_module("cases"), importlib.import_module("against_c")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def best_ratio(bench, case):
+    """The best of five: noise of a shared machine only ever slows one of the two."""
+    _, against = bench
+    case.fused(), case.c()
+    return max(against.rate(case.fused) for _ in range(5)) / max(
+        against.rate(case.c) for _ in range(5)
+    )
+
+
+def test_plain_steps(bench):
+    case = bench[0].ensemble_case("", bench[0].WELL, [-1.0], 4096, 500, 0, "well")
+    assert best_ratio(bench, case) > FLOOR["well"]
+
+
+def test_first_exits(bench):
+    assert best_ratio(bench, bench[0].exit_case(2048)) > FLOOR["exits"]
+
+
+def test_minibatches(bench):
+    case = bench[0].logistic_case("with_replacement", 8, 256)
+    assert best_ratio(bench, case) > FLOOR["logistic"]
