@@ -38,6 +38,8 @@ class InputError(BatchwellError, ValueError):
     exit_code = 2
 
     def __init__(self, key: str, value: Any, allowed: str) -> None:
+        # What is quoted from other libraries may span lines; a refusal never does.
+        allowed = " ".join(allowed.split())
         self.key, self.value, self.allowed = key, value, allowed
         super().__init__(f"{key} = {_short(value)}: {allowed}")
 
@@ -73,12 +75,14 @@ def positive(key: str, value: Any) -> float:
 
 
 def finite(key: str, value: Any, allowed: str = "must be a finite number") -> float:
-    """`value` as a finite float, or `InputError`."""
+    """`value` as a finite float, or `InputError`; text and truth values are no numbers."""
+    if isinstance(value, bool | str | bytes):
+        raise InputError(key, value, allowed)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(key, value, allowed) from None
-    require(not isinstance(value, bool) and abs(number) < float("inf"), key, value, allowed)
+    require(abs(number) < float("inf"), key, value, allowed)
     return number
 
 
