@@ -54,7 +54,9 @@ class Divergence(RunError):
 
 def _short(value: Any, limit: int = 80) -> str:
     text = " ".join(str(value).split()) if not isinstance(value, str) else repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    # Long paths say the most at their end, where a line or a column is named too.
+    tail = 2 * limit // 3
+    return text if len(text) <= limit else f"{text[: limit - tail - 3]}...{text[-tail:]}"
 
 
 def require(condition: bool, key: str, value: Any, allowed: str) -> None:
