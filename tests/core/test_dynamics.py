@@ -59,7 +59,10 @@ def test_batch_factors_by_enumeration(size, sampling):
 
 
 def test_one_example_has_no_noise_without_replacement():
-    assert SGD(finite_sum(row_loss, (A[:1], Y[:1]), DIM), 0.1, 1, "without_replacement").temperature == 0
+    assert (
+        SGD(finite_sum(row_loss, (A[:1], Y[:1]), DIM), 0.1, 1, "without_replacement").temperature
+        == 0
+    )
 
 
 @given(st.floats(1e-4, 2), st.integers(1, 10_000), st.integers(1, 50))
@@ -320,7 +323,11 @@ def test_what_has_no_diffusion_is_refused():
 
 def test_numbers_of_any_kind_make_the_same_chain():
     plain = SGD(LOSS, 0.5, 2)
-    for eta, size in ((np.float32(0.5), np.int64(2)), (jnp.float64(0.5), np.uint8(2)), (np.array(0.5), 2)):
+    for eta, size in (
+        (np.float32(0.5), np.int64(2)),
+        (jnp.float64(0.5), np.uint8(2)),
+        (np.array(0.5), 2),
+    ):
         same = SGD(LOSS, eta, size)
         assert same == plain
         assert diffusion_approximation(same) is diffusion_approximation(plain)

@@ -175,7 +175,9 @@ def test_estimates_survive_json(value, stderr, low, high, notes):
     assert table([out]) == [out.to_dict()]
 
 
-@given(positive, st.integers(0, 500), st.integers(0, 500), st.floats(0.01, 100), st.floats(0.5, 0.99))
+@given(
+    positive, st.integers(0, 500), st.integers(0, 500), st.floats(0.01, 100), st.floats(0.5, 0.99)
+)
 def test_exponential_mean_properties(total, events, more, factor, level):
     n = events + more
     if n == 0:
@@ -195,7 +197,9 @@ def test_share_properties(n, data):
     k = data.draw(st.integers(0, n))
     out, mirror = share(k, n), share(n - k, n)
     assert 0 <= out.interval[0] <= out.value <= out.interval[1] <= 1
-    assert out.interval == pytest.approx((1 - mirror.interval[1], 1 - mirror.interval[0]), abs=1e-12)
+    assert out.interval == pytest.approx(
+        (1 - mirror.interval[1], 1 - mirror.interval[0]), abs=1e-12
+    )
 
 
 @given(positive, positive, st.floats(0.001, 0.5), st.floats(0.001, 0.5))

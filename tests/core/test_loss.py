@@ -132,7 +132,9 @@ def test_additive_noise_has_the_scale_it_was_given(name):
     g = np.asarray(loss.example_gradients(x))
     w = np.asarray(loss.weights)
     np.testing.assert_allclose(w @ g, 4 * x**3, atol=1e-9)
-    np.testing.assert_allclose((w[:, None] * (g - w @ g)).T @ (g - w @ g), matrix @ matrix.T, atol=1e-9)
+    np.testing.assert_allclose(
+        (w[:, None] * (g - w @ g)).T @ (g - w @ g), matrix @ matrix.T, atol=1e-9
+    )
     skewness = NOISES[name]().skewness
     third = np.einsum("ik,jk,lk->ijl", matrix, matrix, matrix) * skewness
     np.testing.assert_allclose(loss.third_cumulant(x), third, atol=1e-9)
@@ -220,7 +222,7 @@ def test_a_loss_with_hidden_randomness_is_refused():
     [
         lambda x, z: jnp.abs(x[0]) + x[1] ** 2,  # a kink at 0
         lambda x, z: jnp.floor(1e3 * x[0]) + x[1] ** 2,  # a jump at 0
-        lambda x, z: jnp.sqrt(jnp.sum((x * x))),  # derivative NaN at 0
+        lambda x, z: jnp.sqrt(jnp.sum(x * x)),  # derivative NaN at 0
         lambda x, z: jax.lax.stop_gradient(x[0]) + x[1] ** 2,  # derivative left out
     ],
 )

@@ -143,7 +143,9 @@ def test_student_t_by_its_quantile_identity(nu, u):
     # |t| drawn at V = 0: P(nu (U^(-2/nu) - 1) > r^2) = (1 + r^2/nu)^(-nu/2), Bailey's radius.
     law = noise_law("student_t", nu)
     bits = int(u * 2**53)
-    words = [np.array([w], dtype=np.uint32) for w in (bits >> 26 << 5, (bits & (2**26 - 1)) << 6, 0, 0)]
+    words = [
+        np.array([w], dtype=np.uint32) for w in (bits >> 26 << 5, (bits & (2**26 - 1)) << 6, 0, 0)
+    ]
     r = float(law.draw(words, np)[0]) / math.sqrt((nu - 2) / nu)
     assert (1 + r * r / nu) ** (-nu / 2) == pytest.approx((bits + 0.5) / 2**53, rel=1e-8)
 

@@ -133,7 +133,9 @@ def test_a_full_disk_loses_nothing(run, monkeypatch, call):
     before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
-        with pytest.raises(RunError, match="No space left on device; everything finished") as caught:
+        with pytest.raises(
+            RunError, match="No space left on device; everything finished"
+        ) as caught:
             run.write_chunk("two", ARRAYS, {})
         assert "\n" not in str(caught.value)
         with pytest.raises(RunError, match="No space left"):
@@ -174,7 +176,9 @@ scalars = (
     | st.floats(allow_nan=False)
     | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 )
-leaves = scalars | st.lists(scalars, max_size=4) | st.lists(st.lists(scalars, max_size=2), max_size=2)
+leaves = (
+    scalars | st.lists(scalars, max_size=4) | st.lists(st.lists(scalars, max_size=2), max_size=2)
+)
 keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=10)
 tables = st.dictionaries(keys, leaves | st.dictionaries(keys, leaves, max_size=3), max_size=5)
 
@@ -185,7 +189,13 @@ def test_toml_comes_back(table):
 
 
 def test_toml_of_numpy_numbers_and_none():
-    table = {"a": np.float64(0.1), "b": np.int64(3), "c": None, "d": np.bool_(True), "e": [np.float64(2)]}
+    table = {
+        "a": np.float64(0.1),
+        "b": np.int64(3),
+        "c": None,
+        "d": np.bool_(True),
+        "e": [np.float64(2)],
+    }
     assert tomllib.loads(to_toml(table)) == {"a": 0.1, "b": 3, "d": True, "e": [2.0]}
     assert math.isnan(tomllib.loads(to_toml({"x": math.nan}))["x"])
     deep = {"a": {"b": {"c": 1}}, "t": (1, 2)}

@@ -153,9 +153,15 @@ def test_bad_data_files_are_refused(files):
     (files / "t.pkl").write_bytes(b"")
     refused(lambda: data(files / "t.pkl"), "data.file", ".csv, .parquet or .npz")
     for kind in ("csv", "parquet", "npz"):
-        refused(lambda k=kind: data(files / f"t.{k}", target="z"), "data.target", "a" if kind != "npz" else "x")
         refused(
-            lambda k=kind: data(files / f"t.{k}", target="y", features=["q"]), "data.features", "no such"
+            lambda k=kind: data(files / f"t.{k}", target="z"),
+            "data.target",
+            "a" if kind != "npz" else "x",
+        )
+        refused(
+            lambda k=kind: data(files / f"t.{k}", target="y", features=["q"]),
+            "data.features",
+            "no such",
         )
     (files / "w.csv").write_text("a,b\n1,two\n")
     refused(lambda: data(files / "w.csv"), "data.file", "column b", "numbers only")
@@ -219,7 +225,7 @@ def test_data_files_never_execute_code(tmp_path):
     with zipfile.ZipFile(tmp_path / "z.npz", "w") as archive:
         archive.writestr("x.npy", inside.getvalue())
     refused(lambda: data(tmp_path / "z.npz", target="x"), "data.file")
-    (tmp_path / "c.csv").write_text('a\n"=cmd|calc"\n"__import__(\'os\').mkdir(\'x\')"\n')
+    (tmp_path / "c.csv").write_text("a\n\"=cmd|calc\"\n\"__import__('os').mkdir('x')\"\n")
     refused(lambda: data(tmp_path / "c.csv"), "data.file", "numbers only")
     assert not mark.exists()
     # Control: the trap does spring when it is unpickled.
@@ -233,7 +239,12 @@ def test_data_files_never_execute_code(tmp_path):
 def own(files, text, **more):
     code = files / "mine.py"
     code.write_text(text)
-    table = {"loss": "loss", "dim": 2, "data": {"file": str(files / "t.csv"), "target": "y"}, **more}
+    table = {
+        "loss": "loss",
+        "dim": 2,
+        "data": {"file": str(files / "t.csv"), "target": "y"},
+        **more,
+    }
     return subject_of(StudySettings(**table), code)
 
 
@@ -252,11 +263,15 @@ def test_bad_code_is_refused_with_its_line(files):
     refused(lambda: own(files, "x = 1\ny = 1 / 0\n"), "--code", "line 2", "ZeroDivisionError")
     refused(lambda: own(files, "def loss(:\n"), "--code", "line 1", "SyntaxError")
     refused(lambda: own(files, 'raise ValueError("two\\nlines")\n'), "--code", "two lines")
-    refused(lambda: own(files, "import no_such_module_at_all\n"), "--code", "line 1", "no_such_module")
+    refused(
+        lambda: own(files, "import no_such_module_at_all\n"), "--code", "line 1", "no_such_module"
+    )
     refused(lambda: own(files, "import sys\nsys.exit(3)\n"), "--code", "line 2", "SystemExit")
     refused(lambda: load_code(files / "absent.py"), "--code", "no such Python file")
     refused(lambda: load_code(files / "t.csv"), "--code", "Python file")
-    refused(lambda: own(files, GOOD + "symmetry = 3\n", symmetry="symmetry"), "symmetry", "Symmetry")
+    refused(
+        lambda: own(files, GOOD + "symmetry = 3\n", symmetry="symmetry"), "symmetry", "Symmetry"
+    )
     refused(lambda: own(files, "loss = 3\n"), "loss", "")
     refused(lambda: own(files, "def loss(x, z):\n    return x\n"), "loss", "one real number")
 

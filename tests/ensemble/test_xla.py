@@ -19,7 +19,7 @@ from batchwell.errors import Divergence, InputError
 from batchwell.loss import additive, finite_sum, sampled
 from batchwell.metastable import Stage, final_basins, stages
 from batchwell.noise import normal_pair
-from batchwell.streams import draw_words, index_below, path_states
+from batchwell.streams import draw_words, path_states
 
 RNG = np.random.default_rng(71)
 N = 12
@@ -351,7 +351,9 @@ def test_exits_refuse_what_they_cannot_answer():
 def test_divergence_names_path_and_step():
     wild = SGD(WELL, 0.9)
     starts = np.array([[0.5], [50.0], [0.4]])
-    with pytest.raises(Divergence, match=r"path 1 \(1 of 3\) is not finite by step \d+; lower") as caught:
+    with pytest.raises(
+        Divergence, match=r"path 1 \(1 of 3\) is not finite by step \d+; lower"
+    ) as caught:
         advance(wild, start(wild, starts, 3, seed=1), 8)
     assert "\n" not in str(caught.value)
     with pytest.raises(Divergence, match=r"path 7 "):
@@ -362,7 +364,9 @@ def test_divergence_names_path_and_step():
 
 def test_progress_reaches_the_end():
     seen = []
-    advance(QUADRATIC_SGD, start(QUADRATIC_SGD, [0.0], 2, 0), 100, progress=lambda *a: seen.append(a))
+    advance(
+        QUADRATIC_SGD, start(QUADRATIC_SGD, [0.0], 2, 0), 100, progress=lambda *a: seen.append(a)
+    )
     assert seen[-1] == (100, 100)
     assert [a for a, _ in seen] == sorted(a for a, _ in seen)
 
