@@ -303,7 +303,7 @@ def test_bad_arguments_are_refused(arguments, key, word):
 
 def test_a_sampled_loss_has_no_subsets():
     for sampling in ("without_replacement", "reshuffle"):
-        with pytest.raises(InputError, match="sampling = '\\w+': a sampled loss has no data set"):
+        with pytest.raises(InputError, match=r"sampling = '\w+': a sampled loss has no data set"):
             SGD(QUADRATIC, 0.1, 1, sampling)
 
 
@@ -314,7 +314,7 @@ def test_what_has_no_diffusion_is_refused():
             call()
     with pytest.raises(InputError, match="sampling = 'reshuffle'"):
         diffusion_approximation(epochs)
-    with pytest.raises(InputError, match="momentum = 0.5"):
+    with pytest.raises(InputError, match=r"momentum = 0\.5"):
         diffusion_approximation(SGD(LOSS, 0.1, momentum=0.5), 2)
     for order in (0, 3, "1", None):
         with pytest.raises(InputError, match="order = "):

@@ -98,16 +98,16 @@ def test_resuming_needs_the_same_settings(run):
 
 
 def test_a_directory_in_use_is_refused(run, tmp_path):
-    with pytest.raises(InputError, match="out = .*--resume"):
+    with pytest.raises(InputError, match=r"out = .*--resume"):
         create(run.path, SETTINGS)
-    with pytest.raises(InputError, match="--resume = .*no run to resume"):
+    with pytest.raises(InputError, match=r"--resume = .*no run to resume"):
         create(tmp_path / "none", SETTINGS, resume=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="out = .*new or empty"):
+    with pytest.raises(InputError, match=r"out = .*new or empty"):
         create(tmp_path / "full", SETTINGS)
     (run.path / "run.toml").write_text("seed = [")
-    with pytest.raises(InputError, match="out = .*run.toml"):
+    with pytest.raises(InputError, match=r"out = .*run\.toml"):
         create(run.path, SETTINGS, resume=True)
 
 
@@ -118,9 +118,9 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
         with pytest.raises(InputError, match="out = ") as caught:
             create(place, SETTINGS)
         assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="run directory = .*cannot be written"):
+    with pytest.raises(InputError, match=r"run directory = .*cannot be written"):
         write_atomic(tmp_path / "file" / "x", b"")
-    with pytest.raises(InputError, match="run directory = .*cannot be written"):
+    with pytest.raises(InputError, match=r"run directory = .*cannot be written"):
         write_atomic(tmp_path / "absent" / "x", b"")
 
 

@@ -105,7 +105,7 @@ def test_sgd_is_its_twin_on_the_same_bits(sampling, mu):
             assert all(len(set(rows)) == 4 for rows in used)
         if sampling == "reshuffle":
             for epoch in range(3):
-                seen = sum(used[3 * epoch : 3 * epoch + 3], [])
+                seen = [row for rows in used[3 * epoch : 3 * epoch + 3] for row in rows]
                 assert sorted(seen) == list(range(N))
     # Control: without averaging over the batch the path is another one.
     wrong, _ = sgd_twin(sampling, 4, 11, 0, 0.1 * 4, mu)
@@ -255,16 +255,17 @@ def test_stationary_covariance_of_a_quadratic_by_simulation():
 
 
 def test_stationary_variance_under_multiplicative_noise_by_simulation():
-    # T5, all three; each must reject the other two. Substeps of eta/8: scheme error below 2e-4.
+    # T5, all three; each must reject the other two. Substeps of eta/8: scheme error below 2e-4;
+    # what 24 steps from 0 leave of the start is below 1e-4.
     sgd = SGD(MIXED, 0.2)
     truths = (0.1196172, 0.1068376, 0.0965251)
     coins = SGD(MIXED_COINS, 0.2)
-    got = [second_moment(sgd, 20_000, 40, 0.0)]
-    got += [second_moment(diffusion_approximation(coins, k), 20_000, 40, 0.0, 8) for k in (1, 2)]
+    got = [second_moment(sgd, 20_000, 24, 0.0)]
+    got += [second_moment(diffusion_approximation(coins, k), 20_000, 24, 0.0, 8) for k in (1, 2)]
     table = np.array([[distance(s, t) for t in truths] for s in got])
     assert (np.diag(table) < 4).all(), table
     assert (table[~np.eye(3, dtype=bool)] > 4).all(), table
-    wrong = second_moment(wrong_temperature(diffusion_approximation(coins)), 20_000, 40, 0.0, 8)
+    wrong = second_moment(wrong_temperature(diffusion_approximation(coins)), 20_000, 24, 0.0, 8)
     assert distance(wrong, truths[1]) > 4
 
 
