@@ -62,11 +62,12 @@ class SGD:
     momentum: float = 0.0
 
     def __post_init__(self) -> None:
-        positive("learning_rate", self.learning_rate)
-        whole("batch_size", self.batch_size)
+        # Plain numbers, whatever array type they came as: chains are keys of caches.
+        object.__setattr__(self, "learning_rate", positive("learning_rate", self.learning_rate))
+        object.__setattr__(self, "batch_size", whole("batch_size", self.batch_size))
         one_of("sampling", self.sampling, SAMPLING_MODES)
-        mu = finite("momentum", self.momentum)
-        require(0 <= mu < 1, "momentum", self.momentum, "must lie in [0, 1)")
+        object.__setattr__(self, "momentum", finite("momentum", self.momentum))
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "must lie in [0, 1)")
         if self.sampling == "with_replacement":
             return
         n = self.loss.n

@@ -38,6 +38,8 @@ class InputError(BatchwellError, ValueError):
     exit_code = 2
 
     def __init__(self, key: str, value: Any, allowed: str) -> None:
+        # What is quoted from other libraries may span lines; a refusal never does.
+        allowed = " ".join(allowed.split())
         self.key, self.value, self.allowed = key, value, allowed
         super().__init__(f"{key} = {_short(value)}: {allowed}")
 
@@ -52,7 +54,9 @@ class Divergence(RunError):
 
 def _short(value: Any, limit: int = 80) -> str:
     text = " ".join(str(value).split()) if not isinstance(value, str) else repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    # Long paths say the most at their end, where a line or a column is named too.
+    tail = 2 * limit // 3
+    return text if len(text) <= limit else f"{text[: limit - tail - 3]}...{text[-tail:]}"
 
 
 def require(condition: bool, key: str, value: Any, allowed: str) -> None:
@@ -73,12 +77,14 @@ def positive(key: str, value: Any) -> float:
 
 
 def finite(key: str, value: Any, allowed: str = "must be a finite number") -> float:
-    """`value` as a finite float, or `InputError`."""
+    """`value` as a finite float, or `InputError`; text and truth values are no numbers."""
+    if isinstance(value, bool | str | bytes):
+        raise InputError(key, value, allowed)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(key, value, allowed) from None
-    require(not isinstance(value, bool) and abs(number) < float("inf"), key, value, allowed)
+    require(abs(number) < float("inf"), key, value, allowed)
     return number
 
 

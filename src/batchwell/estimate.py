@@ -191,7 +191,8 @@ def censored_mean(
 
     The exponential likelihood (`exponential_mean`) is used unless all events were
     seen and their coefficient of variation is more than three standard errors from
-    the exponential's 1; then the mean needs no model and gets Student's interval.
+    the exponential's 1; then the mean needs no model and gets Student's interval, on the
+    scale of its logarithm.
 
     Raises
     ------
@@ -215,7 +216,18 @@ def censored_mean(
     if abs(variation - 1) * math.sqrt(t.size) <= 3:
         return fit
     note = f"exit times are not exponential (coefficient of variation {variation:.2f})"
-    return sample_mean(t, unit, method, level).with_notes(note)
+    return _positive_mean(t, unit, method, level).with_notes(note)
+
+
+def _positive_mean(t: np.ndarray, unit: str, method: str, level: float) -> Estimate:
+    """Mean of positive times without a model; t interval of its logarithm, so that it is > 0."""
+    from scipy.stats import t as student
+
+    mean = sample_mean(t, unit, method, level)
+    quantile = float(student.ppf(0.5 + level / 2, t.size - 1))
+    spread = math.exp(quantile * mean.stderr / mean.value)
+    interval = (mean.value / spread, mean.value * spread)
+    return replace(mean, interval=interval, method=f"{method}, t interval of the logarithm")
 
 
 def share(successes: int, n: int, level: float = LEVEL) -> Estimate:

@@ -105,8 +105,10 @@ def final_basins(
     state = start(chain[0][0], x0, paths, seed, stream)
     total, done = sum(steps for _, steps in chain), 0
     for process, steps in chain:
-        # A stage's chain carries its own memory (order of the data): it starts afresh.
-        state = replace(state, memory=start(process, state.x, state.paths, seed, stream).memory)
+        # A stage's chain carries its own memory (order of the data) and counts its own epochs:
+        # a count that went on would begin amid an epoch whose order was never shuffled.
+        fresh = start(process, state.x, state.paths, seed, stream)
+        state = replace(state, memory=fresh.memory, step=0)
         state = advance(process, state, steps, threads=threads)
         done += steps
         if progress is not None:

@@ -75,8 +75,11 @@ class RunDirectory:
         file = self.path / "chunks" / f"{name}.json"
         if not file.is_file():
             return None
-        out: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return out
+        try:
+            out = json.loads(file.read_bytes())
+        except ValueError:  # torn from outside: the chunk does not count, and is made again
+            return None
+        return out if isinstance(out, dict) and {"files", "facts"} <= set(out) else None
 
     def _add_sums(self, digests: Mapping[str, str]) -> None:
         with _SUMS_LOCK:
@@ -101,6 +104,7 @@ def create(path: str | Path, settings: Mapping[str, Any], resume: bool = False) 
     file = folder / "run.toml"
     if file.is_file():
         _check_same(file, text, resume)
+        _make(folder / "chunks")
         return RunDirectory(folder)
     require(not resume, "--resume", str(folder), "there is no run to resume here")
     require(
@@ -109,12 +113,18 @@ def create(path: str | Path, settings: Mapping[str, Any], resume: bool = False) 
         str(folder),
         "must be a new or empty directory",
     )
+    # run.toml comes first: what a full disk leaves behind is an empty folder that can be used again.
+    _make(folder)
+    write_atomic(file, text.encode(), "out")
+    _make(folder / "chunks")
+    return RunDirectory(folder)
+
+
+def _make(folder: Path) -> None:
     try:
-        (folder / "chunks").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError("out", str(folder), f"cannot be made: {error.strerror}") from None
-    write_atomic(file, text.encode(), "out")
-    return RunDirectory(folder)
 
 
 def _check_same(file: Path, text: str, resume: bool) -> None:
@@ -124,7 +134,11 @@ def _check_same(file: Path, text: str, resume: bool) -> None:
         str(file.parent),
         "holds a run already: give --resume to go on with it, or another --out",
     )
-    old, new = (_comparable(t) for t in (file.read_text(encoding="utf-8"), text))
+    try:
+        old = _comparable(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError("out", str(file.parent), f"run.toml is not valid TOML: {error}") from None
+    new = _comparable(text)
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if changed:
         key = changed[0]
@@ -183,7 +197,16 @@ def _digest(content: bytes) -> str:
 
 
 def to_toml(table: Mapping[str, Any]) -> str:
-    """TOML text of nested mappings of numbers, strings, booleans and lists; None is left out."""
+    """TOML text of nested mappings of numbers, strings, booleans and lists; None is left out.
+
+    Examples
+    --------
+    >>> print(to_toml({"seed": 0, "out": None, "data": {"file": "a.csv"}}).strip())
+    seed = 0
+    <BLANKLINE>
+    [data]
+    file = "a.csv"
+    """
     plain = {k: v for k, v in table.items() if v is not None and not isinstance(v, Mapping)}
     lines = [f"{_key(k)} = {_toml(v)}" for k, v in plain.items()]
     for name, inner in table.items():
@@ -195,13 +218,23 @@ def to_toml(table: Mapping[str, Any]) -> str:
 
 def _key(name: str) -> str:
     bare = name.replace("-", "").replace("_", "").isalnum() and name.isascii()
-    return name if bare else json.dumps(name)
+    return name if bare else _quoted(name)
+
+
+def _quoted(text: str) -> str:
+    # JSON's escapes of strings are TOML's too, but JSON leaves DEL as it is, and its escapes of
+    # what is not ASCII are pairs of surrogates, which TOML refuses.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _toml(value: Any) -> str:
+    if hasattr(value, "item"):
+        value = value.item()
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, Mapping):
+        rows = (f"{_key(k)} = {_toml(v)}" for k, v in value.items() if v is not None)
+        return "{" + ", ".join(rows) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
-    # JSON's escapes of strings are TOML's too; ensure_ascii would write surrogates, so keep text.
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    return _quoted(value) if isinstance(value, str) else repr(value)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .errors import InputError, require
 
 BatchSize = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -26,7 +26,7 @@ class DataSettings(_Strict):
     file: str
     target: str | None = None
     features: list[str] | None = None
-    standardize: bool = False
+    standardize: Annotated[bool, Field(strict=True)] = False
 
 
 class StudySettings(_Strict):
@@ -45,7 +45,7 @@ class StudySettings(_Strict):
     title: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**64, strict=True)] = 0
     sampling: Literal["with_replacement", "without_replacement", "reshuffle"] = "with_replacement"
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
 
     starts: Count = 64
     start_scale: Rate | None = None

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -104,13 +106,13 @@ def load_code(path: Path) -> dict[str, Any]:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = _line_in(error, path)
         raise InputError("--code", f"{path}{line}", f"{type(error).__name__}: {error}") from error
     return vars(module)
 
 
-def _line_in(error: Exception, path: Path) -> str:
+def _line_in(error: BaseException, path: Path) -> str:
     trace, line = error.__traceback__, getattr(error, "lineno", None)
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):
@@ -166,10 +168,18 @@ def _frame(path: Path, kind: str, settings: DataSettings) -> Any:
 
 def _npz(path: Path, settings: DataSettings) -> Any:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError) as error:
+        with open(path, "rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds one bare array (numpy.save); use numpy.savez with names")
+            with archive:
+                arrays = {name: archive[name] for name in archive.files}
+    # Damage shows as any of these, by where in the file it lies.
+    except (ValueError, OSError, EOFError, NotImplementedError, BadZipFile, zlib.error) as error:
         raise InputError("data.file", str(path), f"cannot be read: {error}") from None
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+            raise InputError("data.file", f"{path}, array {name}", "must hold numbers only")
     if settings.target is None:
         return arrays
     names = settings.features or [n for n in arrays if n != settings.target]

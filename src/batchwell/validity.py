@@ -513,10 +513,11 @@ def _unstable(sgd: SGD, n: dict[str, float]) -> str:
         )
     eta = sgd.learning_rate / (1 - sgd.momentum)
     if eta >= n["stability_limit_sgd"]:
+        own, other = n["stability_limit_sgd"], n["stability_limit_diffusion"]
+        here = "although its diffusion is stable" if eta < other else "and so is its diffusion"
         return (
-            f"SGD is unstable at the minimum (eta {eta:.3g}, limit "
-            f"{n['stability_limit_sgd']:.3g}) although the diffusion is stable up to "
-            f"{n['stability_limit_diffusion']:.3g}"
+            f"SGD is unstable in mean square at the minimum, {here} "
+            f"(eta {eta:.3g}; limits {own:.3g} and {other:.3g})"
         )
     return ""
 

@@ -22,7 +22,7 @@ from ..estimate import Estimate, censored_mean
 
 PILOT_PATHS = 16
 RARE_LOOKS = 16  # looks within the horizon if no pilot path left
-LOOKS = 32  # looks per mean exit time that the check interval aims at
+LOOKS = 20  # looks per mean exit time that the check interval aims at
 Progress = Callable[[int, int], None]
 
 
@@ -107,7 +107,7 @@ def basin_exits(
     threads
         For simulation and quench; by default one per core (results do not depend on it).
     check_every
-        SGD steps between looks; by default a pilot run chooses 1/32 of the mean.
+        SGD steps between looks; by default a pilot run chooses 1/20 of the mean.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def _pilot_interval(
     substeps: int,
     threads: int | None,
 ) -> int:
-    """Look at doubling times until half of the pilot paths are out; 1/32 of the mean."""
+    """Look at doubling times until half of the pilot paths are out; 1/20 of the mean."""
     inside, total, look = np.ones(len(pilot.paths), dtype=bool), 0.0, 1
     while pilot.step < horizon and 2 * inside.sum() > len(inside):
         ahead = min(look, horizon) - pilot.step

@@ -122,7 +122,7 @@ def find_minima(
     RunError
         No start reached an isolated minimum (flat directions: add weight decay).
     Divergence
-        The flow left the finite numbers.
+        The flow runs away (a loss without lower bound).
 
     Examples
     --------
@@ -141,8 +141,8 @@ def landscape_of(loss: StochasticLoss, symmetry: Symmetry, result: Quench) -> La
     reached = Counter(int(k) for k in result.labels if k != UNDECIDED)
     if not reached:
         raise RunError(
-            "no isolated minimum was reached: the loss has flat directions; add weight decay or "
-            "divide them out"
+            "no isolated minimum was reached: the loss has flat directions (add weight decay or "
+            "divide them out), or falls without lower bound"
         )
     groups = _group(result.attractors.centers, sorted(reached), symmetry)
     shapes = [_shape(loss)(result.attractors.centers[g[0]]) for g in groups]

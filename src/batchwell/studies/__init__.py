@@ -26,9 +26,11 @@ from .cells import (
     escape_row,
     failed_escape,
     failed_final,
+    failed_verdict,
     final_row,
     line_rows,
     minimum_rows,
+    verdict_row,
 )
 from .plan import Plan
 from .work import minima, read_rows, run_tasks, tasks
@@ -184,6 +186,11 @@ def _gather(
     if landscape is None:
         return base
     escapes, finals = plan.escape_cells(landscape), plan.final_cells(landscape)
+    judged = plan.verdict_cells(landscape)
+
+    def rows(cells: list[Any], row: Any, failed: Any) -> tuple[Any, ...]:
+        return read_rows(run, cells, errors, partial(row, plan, landscape), partial(failed, plan))
+
     return replace(
         base,
         minima=minimum_rows(plan, landscape),
@@ -193,12 +200,9 @@ def _gather(
             "symmetry": landscape.symmetry.name,
             "cells": len(escapes) + len(finals),
         },
-        escapes=read_rows(
-            run, escapes, errors, partial(escape_row, plan, landscape), partial(failed_escape, plan)
-        ),
-        finals=read_rows(
-            run, finals, errors, partial(final_row, plan, landscape), partial(failed_final, plan)
-        ),
+        escapes=rows(escapes, escape_row, failed_escape),
+        finals=rows(finals, final_row, failed_final),
+        verdicts=rows(judged, verdict_row, failed_verdict),
         lines=line_rows(plan, landscape),
     )
 

@@ -15,11 +15,22 @@ from ..exits.basin import BasinExits, basin_exits
 from ..landscape import BasinMap, Landscape, basin, classify, line_profile, shapes
 from ..metastable import NOWHERE, UNLISTED, final_basins, stages
 from ..results import EscapeRow, FinalRow, LineRow, MinimumRow
-from .plan import EscapeCell, FinalCell, Plan
+from ..validity import validity
+from .plan import ROLES, EscapeCell, FinalCell, Plan, VerdictCell
 
 Progress = Callable[[int, int], None]
 Arrays = dict[str, np.ndarray]
 Facts = dict[str, Any]
+SHOWN_NUMBERS = (
+    "eta_lambda_max",
+    "stability_limit_sgd",
+    "stability_limit_diffusion",
+    "variance_ratio_order1",
+    "variance_ratio_order2",
+    "exponent_ratio",
+    "kesten_sgd",
+    "kesten_diffusion",
+)
 
 
 def limits(plan: Plan, process: str) -> tuple[int, int]:
@@ -177,6 +188,36 @@ def _at_ends(plan: Plan, centers: np.ndarray) -> tuple[Estimate | None, Estimate
         sample_mean(found["lambda_max"][place], "1"),
         sample_mean(found["loss"][place], "loss"),
     )
+
+
+def run_verdict(
+    plan: Plan, landscape: Landscape, cell: VerdictCell, progress: Progress
+) -> tuple[Arrays, Facts]:
+    """Judge the diffusion at one minimum."""
+    sgd = plan.sgd(cell.learning_rate, cell.batch_size)
+    return {}, validity(sgd, cell.minimum.x, seed=plan.settings.seed).to_dict()
+
+
+def verdict_row(
+    plan: Plan, landscape: Landscape, cell: VerdictCell, arrays: Arrays, facts: Mapping[str, Any]
+) -> Facts:
+    """The judgement as the report shows it: one line per use, each reason once."""
+    uses = [f"{v['use'].replace('_', ' ')}: {v['trust']}" for v in facts["verdicts"]]
+    reasons = dict.fromkeys(v["reason"] for v in facts["verdicts"])
+    several = f", η = {cell.learning_rate:g}" if len(plan.settings.learning_rates) > 1 else ""
+    role = f" ({cell.role})" if cell.role in ROLES else ""
+    return {
+        "question": f"{cell.minimum.label}{role}, B = {cell.batch_size}{several}",
+        "verdict": "; ".join(uses) + ".",
+        "reason": " ".join(f"{reason[0].upper()}{reason[1:]}." for reason in reasons),
+        "numbers": {name: facts["numbers"][name] for name in SHOWN_NUMBERS},
+    }
+
+
+def failed_verdict(plan: Plan, cell: VerdictCell, error: str) -> Facts:
+    """The row of a judgement that could not be made."""
+    question = f"{cell.minimum.label}, B = {cell.batch_size}"
+    return {"question": question, "verdict": "not judged.", "reason": error, "numbers": {}}
 
 
 def minimum_rows(plan: Plan, landscape: Landscape) -> tuple[MinimumRow, ...]:

@@ -144,6 +144,32 @@ class Plan:
             for sizes in self.schedules
         ]
 
+    def verdict_cells(self, landscape: Landscape) -> list[VerdictCell]:
+        """Where the diffusion is judged: chosen minima; smallest, middle and largest batch."""
+        sizes = sorted(self.settings.batch_sizes)
+        judged = sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]})
+        return [
+            VerdictCell(minimum, role, rate, size)
+            for role, minimum in self.chosen(landscape).items()
+            for rate in self.settings.learning_rates
+            for size in judged
+        ]
+
+
+@dataclass(frozen=True)
+class VerdictCell:
+    """One judgement on the diffusion."""
+
+    minimum: Minimum = field(repr=False)
+    role: str
+    learning_rate: float
+    batch_size: int
+
+    @property
+    def name(self) -> str:
+        """Name of its chunk."""
+        return f"verdict-{self.minimum.label}-eta{self.learning_rate:g}-B{self.batch_size}"
+
 
 @dataclass(frozen=True)
 class EscapeCell:
