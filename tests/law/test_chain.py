@@ -11,6 +11,7 @@ from batchwell.domain import ball, half_space
 from batchwell.law import (
     exit_position,
     exit_time,
+    exit_time_map,
     exit_time_variation,
     expectation,
     law_after,
@@ -275,3 +276,15 @@ def test_refusals():
         transfer_operator(SGD(big, 0.1, 10), (-1, 1))
     with pytest.raises(InputError, match="dimensions"):
         transfer_operator(SGD(additive(lambda x: x @ x, dim=5), 0.1), (-1, 1))
+
+
+def test_map_over_learning_rates_and_batch_sizes():
+    table = exit_time_map(SGD(parabola, 0.1), (-1, 1), [0.1, 0.3], [1, 3], 0.2)
+    for i, eta in enumerate((0.1, 0.3)):
+        for j, batch in enumerate((1, 3)):
+            want = exit_time(transfer_operator(SGD(parabola, eta, batch), (-1, 1)), [0.2]).value
+            assert table[i, j] == pytest.approx(want, rel=1e-8)
+    with pytest.raises(InputError, match="finite ends"):
+        exit_time_map(SGD(well, 0.1), (-math.inf, 1), [0.1], [1], -1.0)
+    with pytest.raises(InputError, match="smooth"):
+        exit_time_map(SGD(coin_well, 0.1), (-1, 1), [0.1], [1], 0.0)

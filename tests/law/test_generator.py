@@ -260,3 +260,21 @@ def test_refusals():
         generator(diffusion(lambda x: x, lambda x: jnp.eye(1), 1), (-math.inf, 1))
     with pytest.raises(InputError, match="boundary"):
         generator(ornstein(0.1), (-1, 1), boundary="open")
+
+
+def test_iterative_solver_keeps_relative_digits(monkeypatch):
+    """3-D grids beyond a size are solved iteratively, to the same digits as directly."""
+    from batchwell.law import sparse_solver
+
+    root = 0.22 * jnp.array([[1.0, 0.0, 0.0], [0.4, 1.0, 0.0], [0.0, 0.3, 1.0]])
+    flow = diffusion(lambda x: jnp.stack([x[0] - x[0] ** 3, -x[1], -2 * x[2]]), lambda x: root, 3)
+    sides = (("reflecting", "absorbing"), ("reflecting",) * 2, ("reflecting",) * 2)
+
+    def answer():
+        op = generator(flow, ((-1.6, -0.7, -0.7), (0, 0.7, 0.7)), nodes=20, boundary=sides)
+        return exit_time(op, [-1.0, 0.0, 0.0]).value
+
+    direct = answer()
+    assert direct > 1e4
+    monkeypatch.setattr(sparse_solver, "DIRECT_3D", 2000)
+    assert answer() == pytest.approx(direct, rel=1e-9)

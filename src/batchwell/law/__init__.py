@@ -3,7 +3,8 @@
 Build once
     `transfer_operator` (sgd, place): master equation of the chain, in 1 and 2 dimensions.
     `generator` (diffusion, place): Fokker-Planck and Kolmogorov on grids, 1, 2, 3 dimensions.
-    Both return an `Operator`.
+    Both return an `Operator`. `exit_time_map`: one table over learning rates and batch sizes.
+    `smooth_expectation`: E phi of a diffusion in 1-D and 2-D to many digits, without a grid.
 Ask many (every time in SGD steps; every scalar an `Estimate` with its discretisation error)
     `exit_time`, `exit_time_variance`, `exit_time_variation`, `exit_position`, `committor`:
     leaving the domain from x0. `mean_exit_time`, `committor_values`: the same at all nodes.
@@ -20,6 +21,7 @@ Which one when: quadratic loss and a polynomial question, moments; one or two pa
 
 from __future__ import annotations
 
+from .chain import exit_time_map
 from .generator import generator
 from .interval import interval
 from .moments import (
@@ -58,6 +60,7 @@ from .questions import (
     total_variation,
     wasserstein,
 )
+from .smooth import smooth_expectation
 from .transfer import transfer_operator
 
 __all__ = [
@@ -73,6 +76,7 @@ __all__ = [
     "exact_ornstein_uhlenbeck",
     "exit_position",
     "exit_time",
+    "exit_time_map",
     "exit_time_variance",
     "exit_time_variation",
     "expectation",
@@ -88,6 +92,7 @@ __all__ = [
     "quasi_stationary_exit",
     "relaxation_time",
     "resample",
+    "smooth_expectation",
     "spectrum",
     "stability_limit",
     "stationary",

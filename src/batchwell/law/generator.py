@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.spatial import cKDTree
 
 from ..domain import Domain
 from ..dynamics import Diffusion
@@ -36,7 +37,7 @@ LEVELS = {1: 5, 2: 3, 3: 2}
 DEFAULT_NODES = {1: 1024, 2: 256, 3: 48}
 BOUNDARIES = ("absorbing", "reflecting")
 # Bytes per node at the peak of a factorisation, as seen on square and cubic grids.
-PEAK = {1: 400.0, 2: 6000.0, 3: 26000.0}
+PEAK = {1: 400.0, 2: 6000.0, 3: 16000.0}
 DEGENERATE = 1e-10
 STIFF, DENSE = 2e4, 2500
 
@@ -154,7 +155,7 @@ def generator(
         "grids are built in 1, 2 and 3 dimensions: use moments or simulate",
     )
     fine = _grid(diffusion, place, nodes, boundary, bounds, include)
-    needed = PEAK[diffusion.dim] * math.prod(fine.shape) * (1.5 if diffusion.dim == 3 else 1.0)
+    needed = PEAK[diffusion.dim] * math.prod(fine.shape)
     check_bytes("nodes", "x".join(map(str, fine.shape)), needed)
     levels = _level_shapes(fine.shape)
     op: Operator | None = None
@@ -299,18 +300,31 @@ def _assemble(diffusion: Diffusion, grid: Grid, parts: Any, coarse: Operator | N
         order=2,
         coarse=coarse,
         method=f"generator, exponential fitting, {place} cells",
-        solver=GridSolver(
-            rates, exits.sum(axis=1), index, int(np.abs(offsets).max()), _scout(coarse, x)
+        solver=_solver(
+            coarse, grid, x, rates, exits.sum(axis=1), index, int(np.abs(offsets).max())
         ),
     )
 
 
-def _scout(coarse: Operator | None, x: Floats) -> int | None:
-    """The node nearest to the reference node of a coarser mesh."""
-    if coarse is None or coarse.solver is None:
-        return None
-    place = coarse.nodes[coarse.solver.reference]
-    return int(np.argmin(np.sum((x - place) ** 2, axis=1)))
+def _solver(
+    coarse: Operator | None,
+    grid: Grid,
+    x: Floats,
+    rates: Any,
+    exits: Floats,
+    index: Ints,
+    reach: int,
+) -> GridSolver:
+    """Solver that takes reference node and guesses from the coarser mesh."""
+    if coarse is None or coarse.solver is None or len(grid.shape) == 1:
+        return GridSolver(rates, exits, index, reach)
+    parent = coarse.solver
+    place = coarse.nodes[parent.reference]
+    hint = int(np.argmin(np.sum((x - place) ** 2, axis=1)))
+    nearest = None
+    if len(grid.shape) == 3:
+        nearest = cKDTree(coarse.nodes).query(x)[1].astype(np.int64)
+    return GridSolver(rates, exits, index, reach, hint, parent, nearest)
 
 
 def _to_csr(jumps: list[tuple[Ints, Ints, Floats]], n: int) -> sparse.csr_array:
@@ -333,8 +347,10 @@ def _directions(diffusion: Diffusion, x: Floats, h: Floats) -> tuple[Floats, Int
         f"not finite at x = {x[int(np.argmax(bad))]}",
         "must be finite inside the domain",
     )
-    values = np.linalg.eigvalsh(tensor)
-    ratio = values[:, 0] / np.maximum(values[:, -1], 1e-300)
+    diagonal = np.einsum("nii->ni", tensor)
+    plain = bool(np.all(np.einsum("nii->n", np.abs(tensor)) == np.abs(tensor).sum(axis=(1, 2))))
+    values = diagonal if plain else np.linalg.eigvalsh(tensor)
+    ratio = values.min(axis=1) / np.maximum(values.max(axis=1), 1e-300)
     worst = int(np.argmin(ratio))
     require(
         bool(ratio[worst] > DEGENERATE),
@@ -343,6 +359,9 @@ def _directions(diffusion: Diffusion, x: Floats, h: Floats) -> tuple[Floats, Int
         "must be positive definite inside the domain: with degenerate noise the law has "
         "no density on a grid (use the chain's own operator, moments or simulation)",
     )
+    if plain:  # the axes themselves are the stencil
+        axes = np.broadcast_to(np.eye(len(h), dtype=np.int64), tensor.shape)
+        return diagonal, axes, drift / diagonal
     weights, offsets = decompose(tensor)
     # b = a c with c = a^-1 b, so along each offset the drift is weight * (e . c).
     c = np.linalg.solve(tensor, drift[:, :, None])[:, :, 0]

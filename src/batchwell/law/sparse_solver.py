@@ -11,17 +11,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.linalg import splu
 
+from .krylov import IncompleteLU
 from .markov import tridiagonal_solve
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-LEAF = 48
+LEAF = 16
+DIRECT_3D = 45000
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,9 @@ class GridSolver:
         Largest offset between coupled nodes, in cells.
     hint
         A node known to lie in the deepest well; found if None.
+    parent, parent_node
+        Solver on a coarser mesh and the nearest of its nodes (n,) to each node: guesses for
+        iterative solves.
     """
 
     rates: sparse.csr_array = field(repr=False)
@@ -45,6 +51,8 @@ class GridSolver:
     index: Ints = field(repr=False)
     reach: int = 1
     hint: int | None = None
+    parent: GridSolver | None = field(default=None, repr=False)
+    parent_node: Ints | None = field(default=None, repr=False)
 
     @cached_property
     def tridiagonal(self) -> bool:
@@ -79,7 +87,12 @@ class GridSolver:
         diagonal = sparse.diags_array((self._total() + exits)[keep])
         matrix = (diagonal - self.rates[keep][:, keep])[p][:, p].tocsc()
         lu = splu(
-            matrix, permc_spec="NATURAL", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+            matrix,
+            permc_spec="NATURAL",
+            diag_pivot_thresh=0.0,
+            relax=10,
+            panel_size=10,
+            options={"SymmetricMode": True},
         )
 
         def solve(rhs: Floats, transposed: bool = False) -> Floats:
@@ -89,17 +102,61 @@ class GridSolver:
 
         return solve
 
+    @property
+    def iterative(self) -> bool:
+        """Whether the grid is too large for direct factors (3-D only)."""
+        return self.index.shape[1] == 3 and len(self.exits) > DIRECT_3D and self.parent is not None
+
     @cached_property
-    def _hill(self) -> Any:
-        ref, n = self.reference, len(self.exits)
-        keep = np.delete(np.arange(n), ref)
-        solve = self._lu(keep, self.exits, self.order)
-        out_of_ref = self.rates[[ref]].toarray()[0][keep]
-        into_ref = self.rates[:, [ref]].toarray()[:, 0][keep]
-        both = solve(np.stack([self.exits[keep], into_ref], axis=1))
-        leave, back = np.maximum(both[:, 0], 0.0), np.maximum(both[:, 1], 0.0)
-        rate = float(self.exits[ref] + out_of_ref @ leave)  # of leaving before coming back
-        return keep, solve, out_of_ref, back, rate
+    def _kept(self) -> Ints:
+        return np.delete(np.arange(len(self.exits)), self.reference)
+
+    @cached_property
+    def _inner(self) -> Any:
+        """Solver (rhs, transposed) with the reference node absorbing: well conditioned."""
+        return self._lu(self._kept, self.exits, self.order)
+
+    @cached_property
+    def _incomplete(self) -> IncompleteLU:
+        keep = self._kept
+        diagonal = sparse.diags_array((self._total() + self.exits)[keep])
+        return IncompleteLU(sparse.csr_array(diagonal - self.rates[keep][:, keep]))
+
+    def _solve_inner(self, rhs: Floats, guess: Floats | None) -> Floats:
+        """A00^-1 rhs with the reference absorbing, for rhs (n - 1,)."""
+        if not self.iterative:
+            return self._inner(rhs)
+        assert self.parent_node is not None
+        start = np.ones(len(rhs)) if guess is None else guess[self.parent_node][self._kept]
+        # The guess vanishes at the coarse reference node; its neighbours' size serves there.
+        start = np.maximum(start, np.min(start[start > 0], initial=1.0))
+        return self._incomplete.solve(rhs, start)
+
+    @cached_property
+    def _leave(self) -> Floats:
+        """Chance (n,) of leaving before coming to the reference node, 0 there."""
+        guess = self.parent._leave if self.iterative and self.parent is not None else None
+        out = np.zeros(len(self.exits))
+        out[self._kept] = np.maximum(self._solve_inner(self.exits[self._kept], guess), 0.0)
+        return out
+
+    @cached_property
+    def _back(self) -> Floats:
+        """Chance (n,) of coming to the reference node before leaving, 1 there."""
+        guess = self.parent._back if self.iterative and self.parent is not None else None
+        into = self.rates[:, [self.reference]].toarray()[:, 0][self._kept]
+        out = np.ones(len(self.exits))
+        out[self._kept] = np.maximum(self._solve_inner(into, guess), 0.0)
+        return out
+
+    @cached_property
+    def _out_of_reference(self) -> Floats:
+        return self.rates[[self.reference]].toarray()[0]
+
+    @cached_property
+    def _escape_rate(self) -> float:
+        """Rate of leaving for good from the reference node: a sum without cancellation."""
+        return float(self.exits[self.reference] + self._out_of_reference @ self._leave)
 
     def solve(self, rhs: Floats) -> Floats:
         """A^-1 rhs for rhs (n,) or (n, k)."""
@@ -108,26 +165,25 @@ class GridSolver:
         if self.tridiagonal:
             down, up = self._bands()
             return tridiagonal_solve(down, up, self.exits, flat).reshape(b.shape)
-        keep, solve, out_of_ref, back, rate = self._hill
-        ref = self.reference
-        v = solve(flat[keep])
-        top = (flat[ref] + out_of_ref @ v) / rate
-        out = np.empty_like(flat)
-        out[ref] = top
-        out[keep] = v + back[:, None] * top
-        return out.reshape(b.shape)
+        return np.stack([self._solve_one(c) for c in flat.T], axis=1).reshape(b.shape)
+
+    def _solve_one(self, rhs: Floats) -> Floats:
+        keep, ref = self._kept, self.reference
+        out = np.zeros(len(rhs))
+        out[keep] = self._solve_inner(rhs[keep], None)
+        top = (rhs[ref] + self._out_of_reference @ out) / self._escape_rate
+        return out + self._back * top
 
     def solve_transposed(self, rhs: Floats) -> Floats:
-        """A^-T rhs for rhs (n,): expected visits from the starting law rhs."""
+        """A^-T rhs for rhs (n,): expected visits from the starting law rhs (direct factors)."""
         b = np.asarray(rhs, dtype=np.float64)
         if self.tridiagonal:
             return self._visits_on_a_line(b)
-        keep, solve, out_of_ref, back, rate = self._hill
-        ref = self.reference
-        top = (b[ref] + back @ b[keep]) / rate
+        keep, ref = self._kept, self.reference
+        top = float(self._back @ b) / self._escape_rate
         out = np.empty_like(b)
         out[ref] = top
-        out[keep] = solve(b[keep] + top * out_of_ref, True)
+        out[keep] = self._inner(b[keep] + top * self._out_of_reference[keep], True)
         return out
 
     def visits_between_returns(self) -> Floats:
@@ -135,8 +191,7 @@ class GridSolver:
         if self.tridiagonal:
             pi = self._line_weights()
             return np.delete(pi / pi[self.reference], self.reference)
-        _, solve, out_of_ref, _, _ = self._hill
-        return np.maximum(solve(out_of_ref, True), 0.0)
+        return np.maximum(self._inner(self._out_of_reference[self._kept], True), 0.0)
 
     def _bands(self) -> tuple[Floats, Floats]:
         n = len(self.exits)
@@ -164,24 +219,42 @@ def nested_dissection(index: Ints, reach: int = 1) -> Ints:
     >>> sorted(nested_dissection(grid).tolist()) == list(range(400))
     True
     """
-    out: list[Ints] = []
-    stack: list[tuple[Ints, bool]] = [(np.arange(len(index)), False)]
-    # Built back to front: a set is its separator (last), then its two halves.
-    while stack:
-        nodes, leaf = stack.pop()
-        if leaf or len(nodes) <= LEAF:
-            out.append(nodes[::-1])
+    order = np.arange(len(index))
+    _dissect(np.ascontiguousarray(index), order, reach, LEAF)
+    return order
+
+
+@numba.njit(cache=True)
+def _dissect(index, order, reach, leaf):  # type: ignore[no-untyped-def]
+    """Sort each segment of `order` into lower half, upper half, separator; then the halves."""
+    n, d = index.shape
+    buffer = np.empty(n, dtype=order.dtype)
+    stack = [(0, n)]
+    while len(stack) > 0:
+        start, stop = stack.pop()
+        if stop - start <= leaf:
             continue
-        x = index[nodes]
-        span = x.max(axis=0) - x.min(axis=0)
-        axis = int(np.argmax(span))
-        if span[axis] < 2 * reach + 1:
-            out.append(nodes[::-1])
+        axis, span, least = 0, -1, 0
+        for k in range(d):
+            low = high = index[order[start], k]
+            for i in range(start, stop):
+                low, high = min(low, index[order[i], k]), max(high, index[order[i], k])
+            if high - low > span:
+                axis, span, least = k, high - low, low
+        if span < 2 * reach + 1:
             continue
-        cut = int(np.median(x[:, axis]))
-        cut = min(max(cut, int(x[:, axis].min()) + 1), int(x[:, axis].max()) - reach)
-        middle = (x[:, axis] >= cut) & (x[:, axis] < cut + reach)
-        out.append(nodes[middle][::-1])
-        stack.append((nodes[x[:, axis] < cut], False))
-        stack.append((nodes[x[:, axis] >= cut + reach], False))
-    return np.concatenate(out)[::-1]
+        cut = least + (span + 1) // 2
+        place = start
+        ends = [0, 0]
+        for part in range(3):
+            for i in range(start, stop):
+                v = index[order[i], axis]
+                where = 0 if v < cut else (2 if v < cut + reach else 1)
+                if where == part:
+                    buffer[place] = order[i]
+                    place += 1
+            if part < 2:
+                ends[part] = place
+        order[start:stop] = buffer[start:stop]
+        stack.append((start, ends[0]))
+        stack.append((ends[0], ends[1]))
