@@ -28,6 +28,7 @@ from ..loss import StochasticLoss
 from .symmetric import log_mean_symmetric
 
 Array = Any
+MANY_EXAMPLES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,8 @@ class Hamiltonian:
         "SGD" or "diffusion".
     notes
         What was approximated.
+    heavy
+        Whether one evaluation goes through many examples: then no second derivatives are taken.
     """
 
     dim: int
@@ -62,6 +65,7 @@ class Hamiltonian:
     name: str
     noise: np.ndarray | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    heavy: bool = False
 
     def value(self, x: Array, p: Array) -> Array:
         """H(x, p) at x (d,), p (d,): scalar."""
@@ -118,7 +122,8 @@ def _of_diffusion(process: Diffusion) -> Hamiltonian:
     def local(x: Array) -> tuple[Array, Array]:
         return process.drift(x), process.tensor(x) / eps if noise is None else jnp.asarray(noise)
 
-    return Hamiltonian(process.dim, local, _quadratic, True, eps, "diffusion", noise)
+    heavy = process.sgd is not None and noise is None and process.sgd.loss.size > MANY_EXAMPLES
+    return Hamiltonian(process.dim, local, _quadratic, True, eps, "diffusion", noise, heavy=heavy)
 
 
 def _quadratic(local: tuple[Array, Array], p: Array) -> Array:
@@ -183,7 +188,8 @@ def _of_data(process: SGD, gain: float, notes: tuple[str, ...]) -> Hamiltonian:
 
     chosen = cumulant if process.sampling == "with_replacement" else subset
     return Hamiltonian(
-        loss.dim, loss.example_gradients, chosen, False, process.temperature, "SGD", None, notes
+        loss.dim, loss.example_gradients, chosen, False, process.temperature, "SGD", None, notes,
+        loss.size > MANY_EXAMPLES,
     )
 
 

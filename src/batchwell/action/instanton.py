@@ -158,6 +158,11 @@ def _search(
     rng = np.random.Generator(np.random.Philox(seed))
     found = []
     count = len(targets) if p.free_end else (starts if h.dim > 1 else 1)
+    if p.free_end and h.dim > 1:
+        flat = np.zeros(p.order * h.dim)
+        straight = [p.action(np.concatenate([flat, x1]), x0, x1) for x1 in targets]
+        targets = targets[np.argsort(straight)]
+        count = min(count, starts)
     for k in range(count):
         x1 = targets[k % len(targets)]
         bend = np.zeros((p.order, h.dim))
@@ -166,9 +171,9 @@ def _search(
             bend *= float(np.linalg.norm(x1 - x0))
         u = np.concatenate([bend.ravel(), x1 if p.free_end else []])
         found.append(ritz.minimise(p, x0, x1, u))
-        if all_extremals and p.order:
+        if all_extremals and p.second and p.order:
             found.append(ritz.minimise(p, x0, x1, u, stationary=True))
-    if all_extremals and p.order and not p.free_end:
+    if all_extremals and p.second and p.order and not p.free_end:
         found += _between(p, x0, targets[0], found)
     return found
 
@@ -185,7 +190,7 @@ def _between(
 
 def _converged(f: ritz.Found) -> bool:
     # Curves of many unknowns come from a quasi-Newton method, which stops earlier.
-    loose = 1e-4 if f.coefficients.size > ritz.MANY else 1e-6
+    loose = 1e-4 if f.quasi else 1e-6
     return bool(np.isfinite(f.action) and f.residual <= loose * max(1.0, abs(f.action)))
 
 

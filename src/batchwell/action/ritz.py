@@ -78,6 +78,7 @@ class Problem:
     objective: Any
     gradient: Any
     hessian: Any
+    second: bool
     fine: Any
     end: Any
 
@@ -119,6 +120,7 @@ def problem(h: Hamiltonian, order: int, nodes: int, domain: Domain | None) -> Pr
     whole = basis(order, nodes)
     # Both halves of (0, 1) with rules of the same size: one compiled function serves all.
     halves = [_basis_at((k + whole.s) / 2, whole.weights / 2, order) for k in (0, 1)]
+    value_and_slope = jax.jit(jax.value_and_grad(objective))
     measured = jax.jit(action)
 
     def coarse(u: Array, x0: Array, x1: Array) -> float:
@@ -130,9 +132,10 @@ def problem(h: Hamiltonian, order: int, nodes: int, domain: Domain | None) -> Pr
     return Problem(
         dim, order, free,
         coarse,
-        jax.jit(jax.value_and_grad(objective)),
-        jax.jit(jax.grad(objective)),
+        value_and_slope,
+        lambda *at: value_and_slope(*at)[1],
         jax.jit(jax.jacfwd(jax.grad(objective))),
+        not h.heavy and (order + free) * dim <= MANY,
         fine,
         jax.jit(end),
     )
@@ -161,6 +164,7 @@ class Found:
     residual: float
     quadrature: float
     index: int
+    quasi: bool
 
 
 def minimise(
@@ -168,7 +172,7 @@ def minimise(
 ) -> Found:
     """Minimise from unknowns `u`, or find the nearest stationary curve of any index."""
     weight = 0.1 * abs(float(p.action(u, x0, x1))) + 1e-12
-    if u.size > MANY:
+    if u.size and not p.second:
         u = _large(p, u, x0, x1, weight)
     elif u.size:
         solver = _stationary if stationary else _small
@@ -192,8 +196,12 @@ def _large(p: Problem, u: np.ndarray, x0: np.ndarray, x1: np.ndarray, w: float) 
         value, slope = p.objective(v, x0, x1, w)
         return float(value), np.asarray(slope)
 
-    options = {"maxiter": 2000, "maxcor": 20, "ftol": 1e-14, "gtol": 1e-9}
-    return np.asarray(minimize(both, u, jac=True, method="L-BFGS-B", options=options).x)
+    if u.size <= MANY:
+        out = minimize(both, u, jac=True, method="BFGS", options={"maxiter": 300, "gtol": 1e-7})
+    else:
+        options = {"maxiter": 2000, "maxcor": 20, "ftol": 1e-14, "gtol": 1e-9}
+        out = minimize(both, u, jac=True, method="L-BFGS-B", options=options)
+    return np.asarray(out.x)
 
 
 def _small(
@@ -252,13 +260,11 @@ def _stationary(
 def _found(p: Problem, u: np.ndarray, x0: np.ndarray, x1: np.ndarray, w: float) -> Found:
     action = float(p.action(u, x0, x1))
     c, end = p.split(u, x1)
-    if u.size == 0 or u.size > MANY:
-        residual = 0.0 if u.size == 0 else float(np.linalg.norm(p.gradient(u, x0, x1, w)))
-        index = 0
-    else:
-        residual = float(np.linalg.norm(p.gradient(u, x0, x1, w)))
+    residual = float(np.linalg.norm(p.gradient(u, x0, x1, w))) if u.size else 0.0
+    index = 0
+    if u.size and p.second:
         hess = np.asarray(p.hessian(u, x0, x1, w))
         values = np.linalg.eigvalsh(hess) if np.all(np.isfinite(hess)) else np.zeros(1)
         index = int((values < -1e-6 * np.abs(values).max()).sum())
     fine = float(p.fine(u, x0, x1))
-    return Found(action, c, end, residual, abs(fine - action), index)
+    return Found(action, c, end, residual, abs(fine - action), index, not p.second)
