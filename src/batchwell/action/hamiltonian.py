@@ -109,7 +109,9 @@ def hamiltonian(process: Process) -> Hamiltonian:
     if isinstance(process, Diffusion):
         return _of_diffusion(process)
     if process.temperature == 0:
-        raise InputError("batch_size", process.batch_size, "has no noise: full batches never escape")
+        raise InputError(
+            "batch_size", process.batch_size, "has no noise: full batches never escape"
+        )
     return _of_sgd(process)
 
 
@@ -149,8 +151,12 @@ def _of_sgd(process: SGD) -> Hamiltonian:
     if loss.noise is None:
         return _of_data(process, gain, notes)
     if not math.isfinite(_cumulant(loss.noise.name)(np.float64(0.0))):
-        raise InputError("noise", loss.noise.name, "has no exponential moments: exit times grow "
-                         "like a power of B/eta, so there is no exponent; use method direct")
+        raise InputError(
+            "noise",
+            loss.noise.name,
+            "has no exponential moments: exit times grow "
+            "like a power of B/eta, so there is no exponent; use method direct",
+        )
     if not _affine(loss):
         return _of_nodes(loss, eps, gain, notes)
     law = _cumulant(loss.noise.name)
@@ -188,7 +194,14 @@ def _of_data(process: SGD, gain: float, notes: tuple[str, ...]) -> Hamiltonian:
 
     chosen = cumulant if process.sampling == "with_replacement" else subset
     return Hamiltonian(
-        loss.dim, loss.example_gradients, chosen, False, process.temperature, "SGD", None, notes,
+        loss.dim,
+        loss.example_gradients,
+        chosen,
+        False,
+        process.temperature,
+        "SGD",
+        None,
+        notes,
         loss.size > MANY_EXAMPLES,
     )
 
@@ -198,8 +211,14 @@ def _of_nodes(loss: StochasticLoss, eps: float, gain: float, notes: tuple[str, .
     exact = loss.noise is not None and loss.noise.atoms
     said = notes if exact else (*notes, f"log E exp by a rule of {loss.size} nodes")
     return Hamiltonian(
-        loss.dim, loss.example_gradients,
-        lambda g, p: log_mean_exp(-gain * (g @ p), loss.weights), False, eps, "SGD", None, said,
+        loss.dim,
+        loss.example_gradients,
+        lambda g, p: log_mean_exp(-gain * (g @ p), loss.weights),
+        False,
+        eps,
+        "SGD",
+        None,
+        said,
     )
 
 
@@ -218,12 +237,12 @@ def _affine(loss: StochasticLoss) -> bool:
 
 
 def log_mean_exp(exponents: Array, weights: Array) -> Array:
-    """log sum_i w_i exp(k_i), accurate to relative rounding also where all k_i are tiny."""
+    """Log sum_i w_i exp(k_i), accurate to relative rounding also where all k_i are tiny."""
     return jnp.log1p(jnp.dot(weights, jnp.expm1(exponents)))
 
 
 def _cumulant(name: str) -> Callable[[Array], Array]:
-    """log E exp(k xi) of a noise law with mean 0 and variance 1; ``inf`` where it diverges."""
+    """Log E exp(k xi) of a noise law with mean 0 and variance 1; ``inf`` where it diverges."""
     known: dict[str, Callable[[Array], Array]] = {
         "gaussian": lambda k: 0.5 * k * k,
         "rademacher": lambda k: jnp.logaddexp(k, -k) - math.log(2.0),

@@ -152,8 +152,13 @@ def _targets(h: Hamiltonian, x0: np.ndarray, end: Any, starts: int, seed: int) -
 
 
 def _search(
-    p: ritz.Problem, h: Hamiltonian, x0: np.ndarray, targets: np.ndarray, starts: int,
-    all_extremals: bool, seed: int,
+    p: ritz.Problem,
+    h: Hamiltonian,
+    x0: np.ndarray,
+    targets: np.ndarray,
+    starts: int,
+    all_extremals: bool,
+    seed: int,
 ) -> list[ritz.Found]:
     rng = np.random.Generator(np.random.Philox(seed))
     found = []
@@ -183,8 +188,12 @@ def _between(
 ) -> list[ritz.Found]:
     """Stationary curves between known ones: passes lie between valleys."""
     known = [f.coefficients for f in _distinct(x0, [f for f in found if _converged(f)])]
-    starts = [a + t * (b - a) for i, a in enumerate(known) for b in known[:i]
-              for t in (0.2, 0.35, 0.5, 0.65, 0.8)]
+    starts = [
+        a + t * (b - a)
+        for i, a in enumerate(known)
+        for b in known[:i]
+        for t in (0.2, 0.35, 0.5, 0.65, 0.8)
+    ]
     return [ritz.minimise(p, x0, x1, u.ravel(), stationary=True) for u in starts[:60]]
 
 
@@ -232,8 +241,10 @@ def _values(h: Hamiltonian) -> Any:
 def _never(h: Hamiltonian, x0: np.ndarray, x1: np.ndarray) -> str:
     points = x0 + np.linspace(0, 1, 41)[:, None] * (x1 - x0)
     drift = np.linalg.norm(np.asarray(jax.vmap(h.drift)(jnp.asarray(points))), axis=1)
-    return (f"{h.name} never escapes along the paths tried: its noise is bounded below the drift "
-            f"(largest |grad F| on the way out {drift.max():.4g}), although a diffusion would")
+    return (
+        f"{h.name} never escapes along the paths tried: its noise is bounded below the drift "
+        f"(largest |grad F| on the way out {drift.max():.4g}), although a diffusion would"
+    )
 
 
 @lru_cache(maxsize=64)
@@ -255,9 +266,20 @@ def _instanton(h: Hamiltonian, x0: np.ndarray, f: ritz.Found) -> Instanton:
         notes.append(f"singular noise: directions without noise were given {FLOOR:g} of its mean")
     error = f.quadrature + f.residual**2 + 1e-12 * abs(f.action)
     out = Instanton(
-        f.action, f.action / h.temperature, points, s, np.asarray(theta), np.asarray(mu), f.end,
-        error, f.index, f.coefficients, tuple(notes),
+        f.action,
+        f.action / h.temperature,
+        points,
+        s,
+        np.asarray(theta),
+        np.asarray(mu),
+        f.end,
+        error,
+        f.index,
+        f.coefficients,
+        tuple(notes),
     )
-    return out if _converged(f) else replace(
-        out, notes=(*out.notes, f"not converged: gradient {f.residual:.2g}")
+    return (
+        out
+        if _converged(f)
+        else replace(out, notes=(*out.notes, f"not converged: gradient {f.residual:.2g}"))
     )

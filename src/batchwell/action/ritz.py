@@ -130,7 +130,9 @@ def problem(h: Hamiltonian, order: int, nodes: int, domain: Domain | None) -> Pr
         return sum(float(measured(u, x0, x1, half)) for half in halves)
 
     return Problem(
-        dim, order, free,
+        dim,
+        order,
+        free,
         coarse,
         value_and_slope,
         lambda *at: value_and_slope(*at)[1],
@@ -144,6 +146,7 @@ def problem(h: Hamiltonian, order: int, nodes: int, domain: Domain | None) -> Pr
 def retraction(domain: Domain) -> Any:
     """``end(y)``: the boundary point reached from y along the level function's gradient."""
     level = domain.level
+    assert level is not None
 
     def end(y: Array) -> Array:
         for _ in range(6):

@@ -55,7 +55,7 @@ def _angles(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _saddle(k: Array, size: int) -> Array:
-    """rho = log r with sum of sigmoid(k + rho) equal to `size`, by safeguarded Newton."""
+    """Rho = log r with sum of sigmoid(k + rho) equal to `size`, by safeguarded Newton."""
     n = k.shape[0]
     guess = math.log(size / (n - size))
     lower, upper = guess - jnp.max(k), guess - jnp.min(k)

@@ -15,13 +15,21 @@ from ..domain import Domain
 from ..dynamics import Process
 from ..errors import one_of
 from ..estimate import Estimate
+from .by_action import by_action
 from .direct import direct
 from .roster import ExitMethod
+from .sharp import sharp
 
 __all__ = ["EXIT_METHODS", "ExitMethod", "mean_exit_time"]
 
 EXIT_METHODS: dict[str, ExitMethod] = {
     "direct": ExitMethod(direct, "simulation with censoring", "mean times up to about 1e6 steps"),
+    "sharp": ExitMethod(
+        sharp, "Eyring-Kramers, for diffusions and the Gaussian chain", "V/eps above 5", False
+    ),
+    "action": ExitMethod(
+        by_action, "least action, of SGD itself or of the diffusion", "logarithm only", False
+    ),
 }
 
 

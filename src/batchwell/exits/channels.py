@@ -1,0 +1,107 @@
+"""Ways out of a domain: the saddles and boundary points that an escape may pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .._jax import jax, jnp
+from ..action import FixedPoint, Instanton, fixed_points, instantons
+from ..domain import Domain
+from ..dynamics import Process
+from ..errors import InputError, RunError
+from .regime import drift_of
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One way out.
+
+    Attributes
+    ----------
+    path
+        Instanton from the minimum to the way's narrowest point.
+    saddle
+        The saddle there, None where the path meets the boundary with the drift against it.
+    on_boundary
+        Whether that saddle lies on the boundary (half of its crossings return).
+    """
+
+    path: Instanton
+    saddle: FixedPoint | None
+    on_boundary: bool
+
+
+def channels(
+    process: Process, minimum: np.ndarray, domain: Domain, **options: Any
+) -> list[Channel]:
+    """Ways out, cheapest first: through saddles that lead out, else over the boundary.
+
+    Raises
+    ------
+    RunError
+        No way out was found.
+    """
+    through = [
+        Channel(path, p, abs(p.level) <= 1e-7)
+        for p in leading_out(process, minimum, domain)
+        for path in instantons(process, minimum, p.x, **options)
+        if path.index == 0  # mirror images are ways of their own
+    ]
+    over = [Channel(path, None, False) for path in _over(process, minimum, domain, options)]
+    # A path over the boundary that costs as much as a saddle's goes through that saddle.
+    floor = min((c.path.action for c in through), default=np.inf)
+    out = through + [c for c in over if c.path.action < 0.999 * floor]
+    if not out:
+        raise RunError(f"no saddle and no boundary point of the {domain.name} was found")
+    return sorted(out, key=lambda c: c.path.action)
+
+
+def leading_out(process: Process, minimum: np.ndarray, domain: Domain) -> list[FixedPoint]:
+    """Saddles of index 1 from which one side flows to `minimum` and the other leaves `domain`."""
+    drift = drift_of(process)
+    jacobian = jax.jacfwd(drift)
+    out = []
+    for p in fixed_points(drift, domain, minimum):
+        if p.index != 1:
+            continue
+        values, vectors = np.linalg.eig(np.asarray(jacobian(jnp.asarray(p.x))))
+        v = vectors[:, np.argmax(values.real)].real
+        reach = 1e-3 * (np.linalg.norm(p.x - minimum) + 1e-12) / np.linalg.norm(v)
+        ends = [_fate(drift, p.x + sign * reach * v, minimum, domain) for sign in (1, -1)]
+        if sorted(ends) == ["minimum", "out"]:
+            out.append(p)
+    return out
+
+
+def _fate(drift: Any, x: np.ndarray, minimum: np.ndarray, domain: Domain) -> str:
+    """Where the noiseless flow from x goes: "minimum", "out" or "elsewhere"."""
+    from scipy.integrate import solve_ivp
+
+    fast = jax.jit(drift)
+    size = float(np.linalg.norm(x - minimum))
+
+    def leaves(_: float, y: np.ndarray) -> float:
+        return float(domain.level(jnp.asarray(y))) if domain.level is not None else -1.0
+
+    def arrives(_: float, y: np.ndarray) -> float:
+        return float(np.linalg.norm(y - minimum)) - 0.05 * size
+
+    leaves.terminal = arrives.terminal = True  # type: ignore[attr-defined]
+    if leaves(0.0, x) >= 0:
+        return "out"
+    rhs = lambda _, y: np.asarray(fast(jnp.asarray(y)))  # noqa: E731
+    done = solve_ivp(rhs, (0, 1e4), x, events=[leaves, arrives], rtol=1e-6, atol=1e-9)
+    # A flow that comes to rest on the boundary itself counts as out: noise carries it over.
+    if done.t_events[0].size or leaves(0.0, done.y[:, -1]) > -1e-3 * size:
+        return "out"
+    return "minimum" if done.t_events[1].size else "elsewhere"
+
+
+def _over(process: Process, minimum: np.ndarray, domain: Domain, options: Any) -> list[Instanton]:
+    try:
+        return instantons(process, minimum, domain, **options)
+    except InputError:
+        return []  # no ray meets the boundary: only saddles lead out
