@@ -28,8 +28,8 @@ def log_mean_symmetric(exponents: Array, size: int) -> Array:
     Examples
     --------
     >>> import jax.numpy as jnp
-    >>> float(log_mean_symmetric(jnp.log(jnp.array([1.0, 2.0, 3.0])), 2).round(12))
-    1.299282984131
+    >>> float(log_mean_symmetric(jnp.log(jnp.array([1.0, 2.0, 3.0])), 2).round(9))
+    1.299282984
     """
     n = exponents.shape[0]
     shift = jax.lax.stop_gradient(jnp.mean(exponents))

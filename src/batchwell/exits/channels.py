@@ -12,7 +12,7 @@ from ..action import FixedPoint, Instanton, fixed_points, instantons
 from ..domain import Domain
 from ..dynamics import Process
 from ..errors import InputError, RunError
-from .regime import drift_of
+from .regime import drift_of, flow
 
 
 @dataclass(frozen=True)
@@ -70,34 +70,21 @@ def leading_out(process: Process, minimum: np.ndarray, domain: Domain) -> list[F
         values, vectors = np.linalg.eig(np.asarray(jacobian(jnp.asarray(p.x))))
         v = vectors[:, np.argmax(values.real)].real
         reach = 1e-3 * (np.linalg.norm(p.x - minimum) + 1e-12) / np.linalg.norm(v)
-        ends = [_fate(drift, p.x + sign * reach * v, minimum, domain) for sign in (1, -1)]
+        ends = [_fate(process, p.x + sign * reach * v, minimum, domain) for sign in (1, -1)]
         if sorted(ends) == ["minimum", "out"]:
             out.append(p)
     return out
 
 
-def _fate(drift: Any, x: np.ndarray, minimum: np.ndarray, domain: Domain) -> str:
+def _fate(process: Process, x: np.ndarray, minimum: np.ndarray, domain: Domain) -> str:
     """Where the noiseless flow from x goes: "minimum", "out" or "elsewhere"."""
-    from scipy.integrate import solve_ivp
-
-    fast = jax.jit(drift)
+    assert domain.level is not None
+    inside, end = flow(process, x, domain)
     size = float(np.linalg.norm(x - minimum))
-
-    def leaves(_: float, y: np.ndarray) -> float:
-        return float(domain.level(jnp.asarray(y))) if domain.level is not None else -1.0
-
-    def arrives(_: float, y: np.ndarray) -> float:
-        return float(np.linalg.norm(y - minimum)) - 0.05 * size
-
-    leaves.terminal = arrives.terminal = True  # type: ignore[attr-defined]
-    if leaves(0.0, x) >= 0:
-        return "out"
-    rhs = lambda _, y: np.asarray(fast(jnp.asarray(y)))  # noqa: E731
-    done = solve_ivp(rhs, (0, 1e4), x, events=[leaves, arrives], rtol=1e-6, atol=1e-9)
     # A flow that comes to rest on the boundary itself counts as out: noise carries it over.
-    if done.t_events[0].size or leaves(0.0, done.y[:, -1]) > -1e-3 * size:
+    if not inside or float(domain.level(jnp.asarray(end))) > -1e-3 * size:
         return "out"
-    return "minimum" if done.t_events[1].size else "elsewhere"
+    return "minimum" if np.linalg.norm(end - minimum) < 0.05 * size else "elsewhere"
 
 
 def _over(process: Process, minimum: np.ndarray, domain: Domain, options: Any) -> list[Instanton]:
