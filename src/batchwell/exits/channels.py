@@ -44,18 +44,30 @@ def channels(
     RunError
         No way out was found.
     """
-    through = [
-        Channel(path, p, abs(p.level) <= 1e-7)
-        for p in leading_out(process, minimum, domain)
-        for path in instantons(process, minimum, p.x, **options)
-        if path.index == 0  # mirror images are ways of their own
-    ]
-    over = [Channel(path, None, False) for path in _over(process, minimum, domain, options)]
+    through, refused = [], []
+    for p in leading_out(process, minimum, domain):
+        try:
+            paths = instantons(process, minimum, p.x, **options)
+        except RunError as error:
+            refused.append(error)
+            continue
+        # Mirror images are ways of their own.
+        through += [Channel(a, p, abs(p.level) <= 1e-7) for a in paths if a.index == 0]
+    try:
+        over = [Channel(a, None, False) for a in instantons(process, minimum, domain, **options)]
+    except InputError:  # no ray meets the boundary: only saddles lead out
+        over = []
+    except RunError as error:
+        over, refused = [], [*refused, error]
     # A path over the boundary that costs as much as a saddle's goes through that saddle.
     floor = min((c.path.action for c in through), default=np.inf)
     out = through + [c for c in over if c.path.action < 0.999 * floor]
     if not out:
-        raise RunError(f"no saddle and no boundary point of the {domain.name} was found")
+        raise (
+            refused[0]
+            if refused
+            else RunError(f"no saddle and no boundary point of the {domain.name} was found")
+        )
     return sorted(out, key=lambda c: c.path.action)
 
 
@@ -85,10 +97,3 @@ def _fate(process: Process, x: np.ndarray, minimum: np.ndarray, domain: Domain) 
     if not inside or float(domain.level(jnp.asarray(end))) > -1e-3 * size:
         return "out"
     return "minimum" if np.linalg.norm(end - minimum) < 0.05 * size else "elsewhere"
-
-
-def _over(process: Process, minimum: np.ndarray, domain: Domain, options: Any) -> list[Instanton]:
-    try:
-        return instantons(process, minimum, domain, **options)
-    except InputError:
-        return []  # no ray meets the boundary: only saddles lead out

@@ -75,6 +75,15 @@ def _estimate(log_steps: float, ways: list[Channel], process: Process) -> Estima
         notes.append(f"V/eps = {exponent:.3g} is below 5: outside of the asymptotic regime")
     if ways[0].saddle is None:
         notes.append("exit over a boundary against the drift: exit shape and overshoot matter")
+    if any(resonance(w) for w in ways) and len(ways[0].path.end) > 1:
+        notes.append("two rates at the saddle cancel: prefactor good to about 10 % only")
+        relative += 0.1
+    if _shared_saddle(ways):
+        notes.append(
+            "several paths of least action meet at one saddle, where V has a kink: the "
+            "prefactor is an order of magnitude only"
+        )
+        relative += math.log(5.0)
     name = "discrete Eyring-Kramers" if isinstance(process, SGD) else "Eyring-Kramers"
     ends = (value * math.exp(-relative), value * math.exp(relative))
     return Estimate(
@@ -103,10 +112,26 @@ def kramers(
     if way.saddle is None:
         return float(log_time + _boundary_factor(h, way.path, at_end, domain))
     growth = float(way.saddle.rates[0].real)
-    at_saddle = _inverse_covariance(h, way.saddle.x)
+    # At a resonance (rates lambda and -lambda) no equation at the saddle alone determines V''
+    # there: take it as carried along the path.
+    at_saddle = at_end if resonance(way) else _inverse_covariance(h, way.saddle.x)
     half = math.log(2.0) if way.on_boundary else 0.0
     log_time += math.log(2 * math.pi / growth) + 0.5 * np.linalg.slogdet(at_saddle)[1] - half
     return float(log_time)
+
+
+def resonance(way: Channel) -> bool:
+    """Whether two rates at the saddle cancel: V'' is then not fixed by the saddle alone."""
+    if way.saddle is None:
+        return False
+    sums = np.abs(way.saddle.rates[:, None] + way.saddle.rates[None, :])
+    return bool(sums.min() < 1e-6 * np.abs(way.saddle.rates).max())
+
+
+def _shared_saddle(ways: list[Channel]) -> bool:
+    """Whether several paths of least action end at one saddle: V has a kink there."""
+    ends = [w.saddle.x for w in ways if w.saddle is not None]
+    return any(np.allclose(a, b) for i, a in enumerate(ends) for b in ends[:i])
 
 
 def _inverse_covariance(h: Hamiltonian, x: np.ndarray) -> np.ndarray:
