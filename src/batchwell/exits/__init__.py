@@ -7,6 +7,7 @@ Estimate`` in a file of its own, which checks its own regime, and add one row.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -15,13 +16,41 @@ from ..domain import Domain
 from ..dynamics import Process
 from ..errors import one_of
 from ..estimate import Estimate
+from .by_action import by_action
+from .by_law import by_law
+from .compare import ExitComparison, compare
 from .direct import direct
+from .exponents import ExponentRow, exponent_map, holding_batch_size
+from .regime import check_start
 from .roster import ExitMethod
+from .sharp import sharp
+from .splitting import splitting
 
-__all__ = ["EXIT_METHODS", "ExitMethod", "mean_exit_time"]
+__all__ = [
+    "EXIT_METHODS",
+    "ExitComparison",
+    "ExitMethod",
+    "ExponentRow",
+    "compare_exit_times",
+    "exponent_map",
+    "holding_batch_size",
+    "mean_exit_time",
+]
 
 EXIT_METHODS: dict[str, ExitMethod] = {
     "direct": ExitMethod(direct, "simulation with censoring", "mean times up to about 1e6 steps"),
+    "law": ExitMethod(
+        by_law, "linear system of the chain or the diffusion", "1 dimension; diffusions to 3", False
+    ),
+    "sharp": ExitMethod(
+        sharp, "Eyring-Kramers, for diffusions and the Gaussian chain", "V/eps above 5", False
+    ),
+    "splitting": ExitMethod(
+        splitting, "multilevel splitting of simulated paths", "rare exits, without momentum"
+    ),
+    "action": ExitMethod(
+        by_action, "least action, of SGD itself or of the diffusion", "logarithm only", False
+    ),
 }
 
 
@@ -64,3 +93,36 @@ def mean_exit_time(
     """
     one_of("method", method, EXIT_METHODS)
     return EXIT_METHODS[method].run(process, start, domain, **options)
+
+
+def compare_exit_times(
+    process: Process,
+    start: ArrayLike,
+    domain: Domain,
+    methods: Sequence[str] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> ExitComparison:
+    """Run every method that applies (or `methods`) and compare the answers pairwise.
+
+    A method that refuses the problem is kept with its reason. `options` maps a method's name to its
+    options.
+
+    Raises
+    ------
+    InputError
+        Unknown method, or a start and domain that no method accepts.
+
+    Examples
+    --------
+    >>> from batchwell import SGD, additive, half_space
+    >>> sgd = SGD(additive(lambda x: (x @ x - 1) ** 2 / 4), learning_rate=0.1)
+    >>> out = compare_exit_times(sgd, [-1.0], half_space([1.0], 1.0), ["law", "sharp"])
+    >>> [row["method"] for row in out.table()], out.agree
+    (['law', 'sharp'], True)
+    """
+    names = list(EXIT_METHODS) if methods is None else list(methods)
+    for name in names:
+        one_of("methods", name, EXIT_METHODS)
+    check_start(process, start, domain)
+    rows = {name: EXIT_METHODS[name] for name in names}
+    return compare(rows, process, start, domain, options or {})

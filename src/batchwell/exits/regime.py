@@ -65,15 +65,15 @@ def attractor(process: Process, start: ArrayLike, domain: Domain) -> np.ndarray:
         The flow leaves the domain (says where), or ends at no stable point (says the drift's norm).
     """
     x = check_start(process, start, domain)
-    _, inside, end = _flow(process, domain)(jnp.asarray(x))
-    if not bool(inside):
+    inside, end = flow(process, x, domain)
+    if not inside:
         raise InputError(
             "start",
             x,
             "the noiseless flow from it leaves the domain near "
-            f"{np.asarray(end)}: there is no barrier to overcome",
+            f"{end}: there is no barrier to overcome",
         )
-    point = _newton(drift_of(process), np.asarray(end))
+    point = _newton(drift_of(process), end)
     jacobian = np.asarray(jax.jacfwd(drift_of(process))(jnp.asarray(point)))
     growth = float(np.linalg.eigvals(jacobian).real.max())
     size = float(np.linalg.norm(np.asarray(drift_of(process)(jnp.asarray(point)))))
@@ -86,6 +86,12 @@ def attractor(process: Process, start: ArrayLike, domain: Domain) -> np.ndarray:
         f"largest growth rate {growth:.3g} at {point}",
     )
     return point
+
+
+def flow(process: Process, x: np.ndarray, domain: Domain) -> tuple[bool, np.ndarray]:
+    """(whether the noiseless flow from x (d,) stays in `domain`, where it ends or leaves)."""
+    _, inside, end = _flow(process, domain)(jnp.asarray(x))
+    return bool(inside), np.asarray(end)
 
 
 @lru_cache(maxsize=32)

@@ -1,0 +1,22 @@
+"""Actions: what escape costs, for SGD itself and for its diffusion.
+
+``E tau ~ exp(V / eps)`` with V the least action of a path out. `hamiltonian` builds H(x, p) from a
+process, `instantons` minimises by Chebyshev-Ritz from many starts, `string_action` is the
+geometric minimum action method, an independent second route.
+"""
+
+from __future__ import annotations
+
+from .fixed_points import FixedPoint, fixed_points
+from .hamiltonian import Hamiltonian, hamiltonian
+from .instanton import Instanton, instantons, quasi_potential
+
+__all__ = [
+    "FixedPoint",
+    "Hamiltonian",
+    "Instanton",
+    "fixed_points",
+    "hamiltonian",
+    "instantons",
+    "quasi_potential",
+]

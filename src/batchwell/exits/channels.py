@@ -1,0 +1,99 @@
+"""Ways out of a domain: the saddles and boundary points that an escape may pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .._jax import jax, jnp
+from ..action import FixedPoint, Instanton, fixed_points, instantons
+from ..domain import Domain
+from ..dynamics import Process
+from ..errors import InputError, RunError
+from .regime import drift_of, flow
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One way out.
+
+    Attributes
+    ----------
+    path
+        Instanton from the minimum to the way's narrowest point.
+    saddle
+        The saddle there, None where the path meets the boundary with the drift against it.
+    on_boundary
+        Whether that saddle lies on the boundary (half of its crossings return).
+    """
+
+    path: Instanton
+    saddle: FixedPoint | None
+    on_boundary: bool
+
+
+def channels(
+    process: Process, minimum: np.ndarray, domain: Domain, **options: Any
+) -> list[Channel]:
+    """Ways out, cheapest first: through saddles that lead out, else over the boundary.
+
+    Raises
+    ------
+    RunError
+        No way out was found.
+    """
+    through, refused = [], []
+    for p in leading_out(process, minimum, domain):
+        try:
+            paths = instantons(process, minimum, p.x, **options)
+        except RunError as error:
+            refused.append(error)
+            continue
+        # Mirror images are ways of their own.
+        through += [Channel(a, p, abs(p.level) <= 1e-7) for a in paths if a.index == 0]
+    try:
+        over = [Channel(a, None, False) for a in instantons(process, minimum, domain, **options)]
+    except InputError:  # no ray meets the boundary: only saddles lead out
+        over = []
+    except RunError as error:
+        over, refused = [], [*refused, error]
+    # A path over the boundary that costs as much as a saddle's goes through that saddle.
+    floor = min((c.path.action for c in through), default=np.inf)
+    out = through + [c for c in over if c.path.action < 0.999 * floor]
+    if not out:
+        raise (
+            refused[0]
+            if refused
+            else RunError(f"no saddle and no boundary point of the {domain.name} was found")
+        )
+    return sorted(out, key=lambda c: c.path.action)
+
+
+def leading_out(process: Process, minimum: np.ndarray, domain: Domain) -> list[FixedPoint]:
+    """Saddles of index 1 from which one side flows to `minimum` and the other leaves `domain`."""
+    drift = drift_of(process)
+    jacobian = jax.jacfwd(drift)
+    out = []
+    for p in fixed_points(drift, domain, minimum):
+        if p.index != 1:
+            continue
+        values, vectors = np.linalg.eig(np.asarray(jacobian(jnp.asarray(p.x))))
+        v = vectors[:, np.argmax(values.real)].real
+        reach = 1e-3 * (np.linalg.norm(p.x - minimum) + 1e-12) / np.linalg.norm(v)
+        ends = [_fate(process, p.x + sign * reach * v, minimum, domain) for sign in (1, -1)]
+        if sorted(ends) == ["minimum", "out"]:
+            out.append(p)
+    return out
+
+
+def _fate(process: Process, x: np.ndarray, minimum: np.ndarray, domain: Domain) -> str:
+    """Where the noiseless flow from x goes: "minimum", "out" or "elsewhere"."""
+    assert domain.level is not None
+    inside, end = flow(process, x, domain)
+    size = float(np.linalg.norm(x - minimum))
+    # A flow that comes to rest on the boundary itself counts as out: noise carries it over.
+    if not inside or float(domain.level(jnp.asarray(end))) > -1e-3 * size:
+        return "out"
+    return "minimum" if np.linalg.norm(end - minimum) < 0.05 * size else "elsewhere"

@@ -1,0 +1,117 @@
+"""Exit methods side by side: one table, and whether the answers agree pairwise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from ..domain import Domain
+from ..dynamics import Process
+from ..errors import BatchwellError
+from ..estimate import Estimate
+from .roster import ExitMethod
+
+# Two answers disagree beyond this many joint errors: chance 6e-5 each way for Gaussian errors.
+LIMIT = 4.0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Agreement of two methods: their distance in joint errors of the logarithm."""
+
+    first: str
+    second: str
+    distance: float
+
+    @property
+    def agree(self) -> bool:
+        """Whether they lie within 4 joint errors."""
+        return self.distance <= LIMIT
+
+
+@dataclass(frozen=True)
+class ExitComparison:
+    """Answers of several exit methods to one question.
+
+    Attributes
+    ----------
+    answers
+        Method -> its estimate, in SGD steps.
+    refused
+        Method -> why it gave no answer.
+    pairs
+        Every two answers and their distance.
+    """
+
+    answers: dict[str, Estimate]
+    refused: dict[str, str]
+    pairs: tuple[Pair, ...]
+
+    @property
+    def agree(self) -> bool:
+        """Whether all answers agree pairwise."""
+        return all(pair.agree for pair in self.pairs)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if len(self.answers) < 2:
+            return "fewer than two methods answered: nothing to compare"
+        bad = [f"{p.first} and {p.second} ({p.distance:.1f})" for p in self.pairs if not p.agree]
+        if not bad:
+            return f"all {len(self.answers)} methods agree pairwise within {LIMIT:g} joint errors"
+        return "disagree, in joint errors: " + ", ".join(bad)
+
+    def table(self) -> list[dict[str, Any]]:
+        """JSON-safe rows: one per method, with its largest distance from the others."""
+        rows = []
+        for name, answer in self.answers.items():
+            mine = [p.distance for p in self.pairs if name in (p.first, p.second)]
+            worst = max(mine) if mine else None
+            rows.append({**answer.to_dict(), "method": name, "how": answer.method, "worst": worst})
+        return rows + [{"method": k, "refused": why} for k, why in self.refused.items()]
+
+
+def compare(
+    methods: Mapping[str, ExitMethod],
+    process: Process,
+    start: ArrayLike,
+    domain: Domain,
+    options: Mapping[str, Mapping[str, Any]],
+) -> ExitComparison:
+    """Run `methods` and pair up their answers."""
+    answers: dict[str, Estimate] = {}
+    refused: dict[str, str] = {}
+    for name, method in methods.items():
+        try:
+            answers[name] = method.run(process, start, domain, **options.get(name, {}))
+        except BatchwellError as error:
+            refused[name] = str(error)
+    names = list(answers)
+    pairs = [
+        Pair(a, b, distance(answers[a], answers[b]))
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+    ]
+    return ExitComparison(answers, refused, tuple(pairs))
+
+
+def distance(first: Estimate, second: Estimate) -> float:
+    """|log ratio| over the joint error; 0 for two answers of infinity."""
+    if not (math.isfinite(first.value) and math.isfinite(second.value)):
+        return 0.0 if first.value == second.value else math.inf
+    gap = abs(math.log(first.value) - math.log(second.value))
+    joint = math.hypot(log_error(first), log_error(second))
+    return gap / joint if joint > 0 else (0.0 if gap == 0 else math.inf)
+
+
+def log_error(answer: Estimate) -> float:
+    """One standard error of the logarithm; a stated range without one counts as two of them."""
+    if math.isfinite(answer.stderr):
+        return answer.stderr / answer.value
+    low, high = answer.interval
+    return 0.25 * (math.log(high) - math.log(low)) if low > 0 else math.inf

@@ -1,0 +1,500 @@
+"""Escape from saddles: the whole law of exit time and side, with its constants.
+
+Near a saddle the unstable coordinate of SGD or of its diffusion grows by a factor g per step from
+a Gaussian seed, so the exit time is ``log(L / |Z|) / log g``: almost linear in the number
+of steps, (1 / eta) log(1 / eta), where a minimum needs exponentially many. Its dependence on
+batch size is ``log(B / eta) / (2 lambda eta)``.
+
+Sources: Kifer, "The exit problem for small random perturbations of dynamical systems with a
+hyperbolic fixed point" (Israel J. Math. 40, 1981); Bakhtin, "Exit asymptotics for small
+diffusion about an unstable equilibrium" (SPA 118, 2008); Hu, Li, Li & Liu, arXiv:1705.07562, sec. 4;
+overshoot of the chain: Siegmund, "Sequential Analysis" (1985), ch. 8.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ._jax import jax, jnp
+from .domain import Domain
+from .dynamics import SGD, Process
+from .ensemble import FirstExits, first_exits
+from .errors import InputError, RunError, require, whole
+from .estimate import Estimate, exponential_mean, sample_mean, share
+
+Floats = NDArray[np.float64]
+EULER_GAMMA = 0.5772156649015329
+# Below this size of the unstable noise, relative to the whole, rounding is what leaves.
+NO_NOISE = 1e-24
+
+
+@dataclass(frozen=True)
+class SaddleExit:
+    """Law of the first exit from the neighbourhood of a saddle.
+
+    Attributes
+    ----------
+    mean, variance
+        Of the exit time, in SGD steps (steps squared).
+    side
+        Chance of leaving towards ``direction``.
+    growth
+        Growth rates per unit of time of the unstable coordinates, largest first.
+    direction
+        (d,) unit vector of the fastest unstable direction.
+    distance
+        Distance (d's units) to the boundary along +direction and -direction.
+    seed_std
+        Standard deviation of the Gaussian seed of the unstable coordinate.
+    offset
+        Start's unstable coordinate.
+    log_growth
+        Log of the growth factor per SGD step.
+    shift
+        Constant, in steps, added for discrete overshoot and for noise on the way.
+    method, notes
+        How the numbers came about, and what they do not say.
+    """
+
+    mean: float
+    variance: float
+    side: float
+    growth: Floats
+    direction: Floats
+    distance: tuple[float, float]
+    seed_std: float
+    offset: float
+    log_growth: float
+    shift: float
+    method: str
+    notes: tuple[str, ...] = ()
+    seeds: Floats = field(default_factory=lambda: np.zeros(0), repr=False)
+
+    def survival(self, steps: ArrayLike) -> Floats:
+        """Chance of still being inside after `steps` SGD steps, same shape."""
+        from scipy.stats import norm
+
+        t = np.maximum(np.asarray(steps, dtype=float) - self.shift, 0.0)
+        shrink = np.exp(-self.log_growth * t)
+        up, down = (length * shrink for length in self.distance)
+        s, m = self.seed_std, self.offset
+        return np.asarray(norm.cdf((up - m) / s) - norm.cdf((-down - m) / s))
+
+    def quantile(self, level: ArrayLike) -> Floats:
+        """Steps by which a share `level` of paths has left, same shape."""
+        from scipy.optimize import brentq
+
+        def one(q: float) -> float:
+            far = self.shift + 50.0 / self.log_growth + self.mean * 4
+            inside = lambda t: float(self.survival(t)) - (1 - q)  # noqa: E731
+            return float(brentq(inside, self.shift, far)) if inside(self.shift) > 0 else self.shift
+
+        return np.vectorize(one, otypes=[float])(np.asarray(level, dtype=float))
+
+    def estimate(self) -> Estimate:
+        """The mean as an `Estimate` (no sampling error; the interval is the value itself)."""
+        return Estimate(
+            self.mean, math.nan, (self.mean, self.mean), "steps", self.method, 0, notes=self.notes
+        )
+
+
+def saddle_exit(
+    process: Process,
+    saddle: ArrayLike,
+    domain: Domain,
+    *,
+    start: ArrayLike | None = None,
+    method: str = "law",
+    **options: Any,
+) -> SaddleExit | Estimate:
+    """Exit from `domain` around a `saddle` (d,), started there or at `start`.
+
+    Parameters
+    ----------
+    process
+        SGD or a diffusion.
+    saddle
+        A zero of the drift with at least one unstable direction.
+    domain
+        With a level function; its distances along the fastest unstable direction count.
+    start
+        Off-centre start; the saddle itself by default.
+    method
+        "law" for the asymptotic law (`SaddleExit`), "direct" for simulation (`Estimate`),
+        which nonlinear domains need.
+
+    Raises
+    ------
+    InputError
+        Not a saddle (says the drift's norm and offers the nearest one), or a bad domain.
+    RunError
+        No noise along the unstable direction (says the time that rounding alone needs).
+
+    Examples
+    --------
+    >>> from batchwell import additive, ball
+    >>> sgd = SGD(additive(lambda x: -(x @ x) / 2), learning_rate=0.02)
+    >>> round(saddle_exit(sgd, [0.0], ball([0.0], 1.0)).mean, 1)  # exactly 149.226
+    149.2
+    """
+    require(method in ("law", "direct"), "method", method, "must be law or direct")
+    x = _check_saddle(process, saddle, domain)
+    begin = x if start is None else np.asarray(start, dtype=np.float64)
+    require(begin.shape == x.shape, "start", begin.shape, f"must have shape {x.shape}")
+    require(bool(domain.contains(begin)), "start", begin, "must lie inside the domain")
+    if method == "direct":
+        return _direct(process, begin, domain, **options)
+    return _law(process, x, begin, domain)
+
+
+def _drift(process: Process) -> Any:
+    if isinstance(process, SGD):
+        gain = 1.0 / (1.0 - process.momentum)
+        return lambda x: -gain * process.loss.gradient(x)
+    return process.drift
+
+
+def _noise(process: Process, x: np.ndarray) -> np.ndarray:
+    """Noise tensor per unit of time (d, d) at x."""
+    point = jnp.asarray(x)
+    if isinstance(process, SGD):
+        gain = 1.0 / (1.0 - process.momentum)
+        return gain**2 * process.temperature * np.asarray(process.loss.covariance(point))
+    return np.asarray(process.tensor(point))
+
+
+def _check_saddle(process: Process, saddle: ArrayLike, domain: Domain) -> np.ndarray:
+    x = np.asarray(saddle, dtype=np.float64)
+    dim = process.loss.dim if isinstance(process, SGD) else process.dim
+    require(x.shape == (dim,), "saddle", x.shape, f"must have shape ({dim},)")
+    require(domain.level is not None, "domain", domain.name, "must have a level function here")
+    require(domain.dim == dim and bool(domain.contains(x)), "saddle", x, "must lie in the domain")
+    drift = _drift(process)
+    jacobian = np.asarray(jax.jacfwd(drift)(jnp.asarray(x)))
+    size = float(np.linalg.norm(np.asarray(drift(jnp.asarray(x)))))
+    if size > 1e-6 * (1 + np.abs(jacobian).max()):
+        raise InputError(
+            "saddle",
+            x,
+            f"is not a zero of the gradient: its norm is {size:.4g}" + _nearest(drift, x),
+        )
+    growth = np.linalg.eigvals(jacobian).real.max()
+    require(
+        growth > 0,
+        "saddle",
+        x,
+        f"has no unstable direction (largest rate {growth:.4g}): "
+        "it is a minimum; use mean_exit_time",
+    )
+    return x
+
+
+def _nearest(drift: Any, x: np.ndarray) -> str:
+    """A zero of the drift near x by Newton's method, in words."""
+    jacobian = jax.jit(jax.jacfwd(drift))
+    y = x.copy()
+    for _ in range(50):
+        a, b = np.asarray(jacobian(jnp.asarray(y))), np.asarray(drift(jnp.asarray(y)))
+        y = y - np.linalg.lstsq(a, b, rcond=1e-12)[0]
+    left = float(np.linalg.norm(np.asarray(drift(jnp.asarray(y)))))
+    if not left < 1e-8:
+        return "; no zero was found near it"
+    unstable = int((np.linalg.eigvals(np.asarray(jacobian(jnp.asarray(y)))).real > 0).sum())
+    kind = "a minimum" if unstable == 0 else f"a saddle of index {unstable}"
+    return f"; the nearest zero found is {kind} at {np.array2string(y, precision=6)}"
+
+
+def _law(process: Process, x: np.ndarray, begin: np.ndarray, domain: Domain) -> SaddleExit:
+    jacobian = np.asarray(jax.jacfwd(_drift(process))(jnp.asarray(x)))
+    rates, right = np.linalg.eig(jacobian)
+    order = np.argsort(-rates.real)
+    rates, right = rates[order], right[:, order]
+    if abs(rates[0].imag) > 1e-9 * abs(rates[0]):
+        raise InputError("saddle", x, "leaves in a spiral (complex growth rate): use method direct")
+    unstable = rates[rates.real > 1e-12].real
+    direction = np.array(right[:, 0].real)
+    direction /= np.linalg.norm(direction)
+    # Sign convention: the largest component points up, so that `side` has a meaning.
+    direction *= np.sign(direction[np.argmax(np.abs(direction))])
+    left = np.linalg.inv(np.column_stack([direction, right[:, 1:]]))[0].real
+    noise = float(left @ _noise(process, x) @ left)
+    lam, eta = float(unstable[0]), process.learning_rate
+    _check_noise(process, x, begin, left, noise, lam, eta, domain)
+    distance = (_reach(domain, x, direction), _reach(domain, x, -direction))
+    require(
+        math.isfinite(min(distance)),
+        "domain",
+        domain.name,
+        "must have a boundary along the unstable direction",
+    )
+    chain = isinstance(process, SGD)
+    # Seed: x_k / g^k tends to start + N(0, s^2); the sum of the steps' noise is geometric.
+    growth = 1 + eta * lam
+    log_growth = math.log(growth) if chain else eta * lam
+    variance = eta * noise / (growth**2 - 1) if chain else noise / (2 * lam)
+    shift = _shift(chain, noise, lam, eta, distance)
+    out = SaddleExit(
+        math.nan,
+        math.nan,
+        math.nan,
+        unstable,
+        direction,
+        distance,
+        math.sqrt(variance),
+        float(left @ (begin - x)),
+        log_growth,
+        shift,
+        "asymptotic law of the exit from a saddle",
+        _notes(process, unstable, noise, distance, lam),
+    )
+    mean, spread, side = _moments(out)
+    return replace(out, mean=mean, variance=spread, side=side)
+
+
+def _moments(law: SaddleExit) -> tuple[float, float, float]:
+    """Mean, variance and side by quadrature over the Gaussian seed.
+
+    Centred and symmetric they are ``(log(2 L^2 / s^2) + gamma) / (2 log g)``, ``pi^2 / (8 log^2 g)``
+    and 1/2.
+    """
+    from scipy.stats import norm
+
+    up, down = law.distance
+    s, m, log_g = law.seed_std, law.offset, law.log_growth
+    side = float(norm.sf(-m / s))
+    if m == 0 and up == down:
+        mean = 0.5 * (math.log(2 * up**2 / s**2) + EULER_GAMMA) / log_g
+        return mean + law.shift, math.pi**2 / (8 * log_g**2), side
+    # log|z| on either side: tanh-sinh in the seed's quantiles handles its singularity at 0.
+    z, w = _folded_nodes(m / s)
+    times = np.log(np.where(z > 0, up, down) / (s * np.abs(z))) / log_g
+    times = np.maximum(times, 0.0)
+    mean = float(w @ times)
+    return mean + law.shift, float(w @ (times - mean) ** 2), side
+
+
+def _folded_nodes(m: float) -> tuple[Floats, Floats]:
+    """Nodes z and weights for N(m, 1), dense around the singularity at z = 0."""
+    u = np.linspace(-45.0, math.log(abs(m) + 12.0), 20001)
+    z = np.exp(u)
+    weights = np.gradient(u) * z / math.sqrt(2 * math.pi)
+    both = np.concatenate([z, -z])
+    w = np.concatenate([weights, weights]) * np.exp(-0.5 * (both - m) ** 2)
+    return both, w / w.sum()
+
+
+def _shift(
+    chain: bool, noise: float, lam: float, eta: float, distance: tuple[float, float]
+) -> float:
+    """Constant of the mean, in steps: noise on the way out, and the chain's overshoot.
+
+    A random walk that moves ``eta lambda L`` a step with noise passes its goal by the mean of
+    its limiting overshoot (Siegmund 1985, ch. 8, for Gaussian steps), which takes
+    ``overshoot / (eta lambda L)`` steps more than reaching it would.
+    """
+    length = math.sqrt(distance[0] * distance[1])
+    on_the_way = -noise / (4 * lam**2 * length**2) / eta
+    if not chain:
+        return on_the_way
+    per_step = math.sqrt(eta * noise)
+    pace = eta * lam * length / per_step
+    return on_the_way + mean_overshoot(pace) / pace
+
+
+def mean_overshoot(pace: float) -> float:
+    """Mean limiting overshoot of a random walk with N(pace, 1) steps over a far level.
+
+    ``(1 + pace^2) / (2 pace) - sum_n E max(-S_n, 0) / n``.
+
+    Examples
+    --------
+    >>> round(mean_overshoot(1e-4), 3)  # -zeta(1/2) / sqrt(2 pi) for a driftless walk
+    0.583
+    """
+    from scipy.stats import norm
+
+    if pace < 1e-2:  # the sum converges too slowly; its expansion (Siegmund 1985, 10.37)
+        return 0.5825971579390107 + pace / 4
+    if pace > 8:
+        return (1 + pace**2) / (2 * pace)
+    n = np.arange(1.0, 4 + (9 / pace) ** 2)
+    mean, std = n * pace, np.sqrt(n)
+    below = std * norm.pdf(mean / std) - mean * norm.sf(mean / std)
+    return float((1 + pace**2) / (2 * pace) - np.sum(below / n))
+
+
+def _reach(domain: Domain, x: np.ndarray, u: np.ndarray) -> float:
+    """Distance from x to the domain's boundary along the unit vector u; inf if none."""
+    from scipy.optimize import brentq
+
+    assert domain.level is not None
+    level = jax.jit(domain.level)
+    at = lambda r: float(level(jnp.asarray(x + r * u)))  # noqa: E731
+    grid = np.geomspace(1e-6, 1e6, 400)
+    outside = np.flatnonzero(np.asarray(jax.vmap(level)(jnp.asarray(x + grid[:, None] * u))) >= 0)
+    if not outside.size:
+        return math.inf
+    k = int(outside[0])
+    return float(brentq(at, grid[k - 1] if k else 0.0, grid[k], xtol=1e-14, rtol=1e-13))
+
+
+def _check_noise(
+    process: Process,
+    x: np.ndarray,
+    begin: np.ndarray,
+    left: np.ndarray,
+    noise: float,
+    lam: float,
+    eta: float,
+    domain: Domain,
+) -> None:
+    """Refuse a saddle without noise along its unstable direction, with the time rounding needs."""
+    total = float(np.trace(_noise(process, x)))
+    offset = abs(float(left @ (begin - x)))
+    if noise > NO_NOISE * max(total, 1e-300) or offset > 0:
+        require(
+            noise > 0,
+            "process",
+            "no noise along the unstable direction",
+            "an off-centre start leaves without noise: follow the noiseless flow",
+        )
+        return
+    scale = max(float(np.abs(x).max()), 1e-8)
+    rounding = 2.0**-53 * scale
+    steps = math.log(1.0 / rounding) / (lam * eta)
+    raise RunError(
+        "degenerate saddle: no noise along the unstable direction to first order; second-order "
+        f"noise of size {total:.3g} times the distance cannot leave it either, and rounding "
+        f"({rounding:.2g}) would need about {steps:.3g} steps"
+    )
+
+
+def _notes(
+    process: Process, unstable: np.ndarray, noise: float, distance: tuple[float, float], lam: float
+) -> tuple[str, ...]:
+    length = min(distance)
+    small = noise / (lam * length**2)
+    notes = [f"noise over distance squared {small:.3g} (small means asymptotic)"]
+    if small > 0.2:
+        notes.append("the noise alone reaches the boundary: use method direct")
+    if len(unstable) > 1 and unstable[1] > 0.8 * unstable[0]:
+        notes.append(
+            f"index {len(unstable)} with a second rate {unstable[1]:.3g} close to the "
+            f"first {unstable[0]:.3g}: both leave together, the mean is an upper bound"
+        )
+    elif len(unstable) > 1:
+        notes.append(f"index {len(unstable)}: the fastest direction leaves first")
+    if isinstance(process, SGD):
+        notes.append("chain's own constant: overshoot of Gaussian steps")
+        if process.momentum:
+            notes.append("momentum enters as in the limit of small learning rates")
+    notes.append("linear drift up to the boundary is assumed: curvature changes the constant")
+    return tuple(notes)
+
+
+def _direct(
+    process: Process,
+    begin: np.ndarray,
+    domain: Domain,
+    *,
+    paths: int = 2048,
+    seed: int = 0,
+    horizon: int | None = None,
+    substeps: int = 8,
+) -> Estimate:
+    """Mean exit time by simulation; exits from a saddle are not exponential."""
+    limit = whole("horizon", horizon) if horizon is not None else 1024
+    while True:
+        exits: FirstExits = first_exits(
+            process, begin, domain, limit, paths, seed, "saddle", substeps
+        )
+        if exits.observed.all() or horizon is not None or limit > 10**7:
+            break
+        limit *= 4
+    if exits.observed.all():
+        return sample_mean(exits.steps, "steps", "direct simulation from a saddle")
+    out = exponential_mean(float(exits.steps.sum()), int(exits.observed.sum()), paths)
+    return out.with_notes("not all paths left: the mean assumes an exponential tail")
+
+
+def exit_sides(
+    process: Process,
+    start: ArrayLike,
+    domain: Domain,
+    direction: ArrayLike,
+    *,
+    paths: int = 2048,
+    horizon: int = 10**6,
+    seed: int = 0,
+) -> Estimate:
+    """Share of simulated paths that leave `domain` towards `direction`, as seen from `start`."""
+    x, u = np.asarray(start, dtype=float), np.asarray(direction, dtype=float)
+    exits = first_exits(process, x, domain, horizon, paths, seed, "saddle", 8)
+    seen = exits.observed
+    require(bool(seen.any()), "horizon", horizon, "must be long enough for one exit at least")
+    return share(int((((exits.points - x) @ u) > 0)[seen].sum()), int(seen.sum()))
+
+
+@dataclass(frozen=True)
+class SaddleSequence:
+    """Saddles passed one after the other: times and the total.
+
+    Attributes
+    ----------
+    stages
+        Law at each saddle.
+    mean, variance
+        Of the total time, in SGD steps (stages taken as independent).
+    """
+
+    stages: tuple[SaddleExit, ...]
+    mean: float
+    variance: float
+
+
+def saddle_sequence(
+    process: Process, saddles: list[ArrayLike], domains: list[Domain]
+) -> SaddleSequence:
+    """Total time of a descent past `saddles` in order, each left through its own domain.
+
+    Flow between neighbourhoods is not counted: it is O(1/eta) steps without a logarithm. Each
+    saddle is assumed to be approached along its stable directions to within its own noise.
+
+    Raises
+    ------
+    InputError
+        Lists of unequal length, or what `saddle_exit` refuses.
+    """
+    require(
+        len(saddles) == len(domains) >= 1,
+        "domains",
+        len(domains),
+        f"must have one domain for each of the {len(saddles)} saddles",
+    )
+    stages = []
+    for x, domain in zip(saddles, domains, strict=True):
+        stage = saddle_exit(process, x, domain)
+        assert isinstance(stage, SaddleExit)
+        stages.append(stage)
+    return SaddleSequence(
+        tuple(stages), sum(s.mean for s in stages), sum(s.variance for s in stages)
+    )
+
+
+def batch_size_law(process: SGD, saddle: ArrayLike, domain: Domain, sizes: list[int]) -> Floats:
+    """Mean steps to leave `saddle`, shape (len(sizes),), for each batch size.
+
+    To leading order ``log(B / eta) / (2 lambda eta)``: doubling B adds
+    ``log 2 / (2 lambda eta)`` steps.
+    """
+    means = []
+    for size in sizes:
+        law = saddle_exit(replace(process, batch_size=size), saddle, domain)
+        assert isinstance(law, SaddleExit)
+        means.append(law.mean)
+    return np.array(means)

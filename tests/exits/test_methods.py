@@ -1,0 +1,149 @@
+"""Each exit method against exact digits, in its regime and out of it."""
+
+import math
+
+import numpy as np
+import pytest
+
+from batchwell import SGD, additive, ball, box, diffusion, diffusion_approximation, half_space
+from batchwell._jax import jax, jnp
+from batchwell.errors import InputError
+from batchwell.exits import (
+    compare_exit_times,
+    exponent_map,
+    holding_batch_size,
+    mean_exit_time,
+)
+
+WELL = additive(lambda x: (x @ x - 1) ** 2 / 4)
+ACROSS = half_space([1.0], 1.0)
+
+
+def test_kramers_of_the_double_well():
+    out = mean_exit_time(diffusion_approximation(SGD(WELL, 0.05)), [-1.0], ACROSS, "sharp")
+    assert out.value * 0.05 == pytest.approx(math.pi * math.sqrt(2) * math.exp(10), rel=1e-4)
+    # T8: the expansion's own error is 3/4 eps.
+    assert out.interval[0] < 102108.3655 / 0.05 < out.interval[1]
+
+
+def test_kramers_with_ito_noise():
+    eps = 0.05
+    process = diffusion(lambda x: x - x**3, lambda x: jnp.sqrt(eps * (1 + x**2))[:, None], dim=1)
+    out = mean_exit_time(process, [-1.0], ACROSS, "sharp")
+    expected = math.pi * math.exp((2 * math.log(2) - 1) / eps)  # T9
+    assert out.value == pytest.approx(expected, rel=1e-3)
+
+
+def test_half_of_the_crossings_return_at_a_saddle_on_the_boundary():
+    process = diffusion_approximation(SGD(WELL, 0.05))
+    beyond = mean_exit_time(process, [-1.0], ACROSS, "sharp")
+    onto = mean_exit_time(process, [-1.0], half_space([1.0], 0.0), "sharp")
+    assert onto.value == pytest.approx(beyond.value / 2, rel=1e-6)
+
+
+def test_discrete_kramers_is_closer_to_the_chain_than_kramers_is():
+    # T8, Gaussian SGD at eta = .05: 100495.1 units of time; the diffusion's is 102108.4.
+    chain = mean_exit_time(SGD(WELL, 0.05), [-1.0], ACROSS, "sharp").value
+    flow = mean_exit_time(diffusion_approximation(SGD(WELL, 0.05)), [-1.0], ACROSS, "sharp").value
+    assert chain / flow == pytest.approx(100495.1 / 102108.3655, rel=3e-3)
+
+
+def test_exit_over_a_boundary_against_the_drift():
+    eps = 0.1
+    ou = diffusion(lambda x: -x, lambda x: math.sqrt(eps) * jnp.eye(1), dim=1)
+    out = mean_exit_time(ou, [0.0], ball([0.0], 1.0), "sharp")
+    assert out.value == pytest.approx(0.5 * math.sqrt(math.pi * eps) * math.exp(1 / eps), rel=1e-4)
+    assert out.interval[0] < 6545.765 < out.interval[1]
+
+
+def test_prefactor_of_a_drift_that_is_no_gradient():
+    # b = -grad U + J grad U keeps V = 2 U; only the growth rate at the saddle changes.
+    eps = 0.03
+
+    def potential(x):
+        return (x[0] ** 2 - 1) ** 2 / 4 + x[1] ** 2 * (0.6 + 0.3 * x[0])
+
+    slope = jax.grad(potential)
+    turn = jnp.array([[-1.0, 0.7], [-0.7, -1.0]])
+    process = diffusion(lambda x: turn @ slope(x), lambda x: math.sqrt(eps) * jnp.eye(2), dim=2)
+    out = mean_exit_time(process, [-1.0, 0.0], half_space([1.0, 0.0], 0.7), "sharp")
+    saddle, bottom = np.diag([-1.0, 1.2]), np.diag([2.0, 0.6])
+    growth = np.linalg.eigvals(np.asarray(turn) @ saddle).real.max()
+    expected = 2 * math.pi / growth * math.sqrt(1.2 / np.linalg.det(bottom)) * math.exp(0.5 / eps)
+    assert out.value == pytest.approx(expected, rel=2e-2)
+
+
+def test_sharp_refuses_a_chain_it_has_no_law_for():
+    noisy = SGD(additive(lambda x: (x @ x - 1) ** 2 / 4, "laplace"), 0.1)
+    with pytest.raises(InputError, match="Gaussian"):
+        mean_exit_time(noisy, [-1.0], ACROSS, "sharp")
+
+
+def test_a_start_that_flows_out_has_no_barrier():
+    with pytest.raises(InputError, match="no barrier"):
+        mean_exit_time(SGD(WELL, 0.1), [0.2], half_space([1.0], 0.8), "sharp")
+
+
+def test_bounded_noise_never_escapes():
+    stuck = SGD(additive(lambda x: (x @ x - 1) ** 2 / 4, "rademacher", scale=0.38), 0.1)
+    row = exponent_map(stuck, [-1.0], half_space([1.0], 0.0))[0]
+    assert row.sgd == math.inf
+    assert row.diffusion == pytest.approx(0.5 / 0.38**2)
+
+
+def test_splitting_of_the_chain_is_unbiased():
+    # T7: 117280.42 steps; chance of a false alarm about 1e-3 (t with 11 degrees of freedom).
+    sgd = SGD(additive(lambda x: x @ x / 2), 0.1)
+    out = mean_exit_time(sgd, [0.0], ball([0.0], 1.0), "splitting", particles=512, replicas=12)
+    assert abs(out.value - 117280.42) < 4.4 * out.stderr
+    assert out.stderr < 0.2 * out.value
+
+
+def test_splitting_needs_a_second_method_for_tiny_chances():
+    from batchwell.exits.splitting import _second_opinion
+
+    first = mean_exit_time(SGD(WELL, 0.05), [-1.0], ACROSS, "law")
+    assert "not called reliable" in _second_opinion(first, None).notes[-1]
+    assert "agrees" in _second_opinion(first, first).notes[-1]
+    other = mean_exit_time(SGD(WELL, 0.1), [-1.0], ACROSS, "law")
+    assert "disagrees" in _second_opinion(first, other).notes[-1]
+
+
+def test_splitting_refuses_memory():
+    with pytest.raises(InputError, match="memory"):
+        mean_exit_time(SGD(WELL, 0.1, momentum=0.5), [-1.0], ACROSS, "splitting")
+
+
+def test_comparison_keeps_refusals_and_pairs():
+    noisy = SGD(additive(lambda x: (x @ x - 1) ** 2 / 4, "rademacher"), 0.15)
+    out = compare_exit_times(
+        noisy,
+        [-1.0],
+        ACROSS,
+        ["direct", "law", "sharp", "action"],
+        {"direct": {"paths": 512, "seed": 4}},
+    )
+    assert set(out.answers) == {"direct", "law", "action"}
+    assert "Gaussian" in out.refused["sharp"]
+    assert len(out.pairs) == 3
+    assert out.agree, out.verdict
+
+
+def test_batch_size_that_holds():
+    sgd = SGD(WELL, 0.2)
+    few = holding_batch_size(sgd, [-1.0], half_space([1.0], 0.0), 1e4)
+    many = holding_batch_size(sgd, [-1.0], half_space([1.0], 0.0), 1e8)
+    assert few.interval[0] <= few.value <= few.interval[1]
+    assert many.value > few.value
+    # Exact check in one dimension: the law's mean exit time at the answer holds.
+    at = SGD(WELL, 0.2, int(many.interval[1]))
+    held = mean_exit_time(at, [-1.0], half_space([1.0], 0.0), "law").value
+    assert math.exp(-1e8 / held) > 0.5
+
+
+def test_unbounded_planes_are_sent_back_by_the_law():
+    plane = diffusion(lambda x: -x, lambda x: jnp.eye(2), dim=2)
+    with pytest.raises(InputError, match="bounded"):
+        mean_exit_time(plane, [0.0, 0.0], half_space([1.0, 0.0], 1.0), "law")
+    inside = mean_exit_time(plane, [0.0, 0.0], box([-1.0, -1.0], [1.0, 1.0]), "law")
+    assert inside.determined

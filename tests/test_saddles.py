@@ -1,0 +1,107 @@
+"""Exit from saddles: constants against exact ones, full law against simulation, refusals."""
+
+import numpy as np
+import pytest
+
+from batchwell import SGD, additive, ball, box, diffusion_approximation, half_space, sampled
+from batchwell._jax import jnp
+from batchwell.errors import InputError, RunError
+from batchwell.saddles import (
+    batch_size_law,
+    exit_sides,
+    mean_overshoot,
+    saddle_exit,
+    saddle_sequence,
+)
+
+HILL = additive(lambda x: -(x @ x) / 2)
+UNIT = ball([0.0], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("eps", "time", "within"), [(1e-2, 3.2818210350, 3e-5), (1e-4, 5.5869001971, 3e-9)]
+)
+def test_diffusion_mean_and_variance(eps, time, within):
+    law = saddle_exit(diffusion_approximation(SGD(HILL, eps)), [0.0], UNIT)
+    assert law.mean * eps == pytest.approx(time, abs=within)
+    assert law.variance * eps**2 == pytest.approx(np.pi**2 / 8)
+    assert law.side == 0.5
+
+
+@pytest.mark.parametrize(
+    ("eta", "steps", "within"), [(0.1, 23.252648, 8e-3), (0.02, 149.225941, 2e-3)]
+)
+def test_the_chain_has_its_own_constant(eta, steps, within):
+    law = saddle_exit(SGD(HILL, eta), [0.0], UNIT)
+    assert law.mean == pytest.approx(steps, abs=within)
+    # Negative control: without the overshoot the mean is off by more than half a step.
+    assert abs(law.mean - law.shift - steps) > 0.5
+
+
+def test_off_centre_start_and_sides_match_simulation():
+    sgd, interval = SGD(HILL, 0.02), box([-1.0], [2.0])
+    law = saddle_exit(sgd, [0.0], interval, start=[0.2])
+    seen = saddle_exit(sgd, [0.0], interval, start=[0.2], method="direct", paths=8192)
+    assert abs(law.mean - seen.value) < 4 * seen.stderr
+    side = exit_sides(sgd, [0.2], interval, [1.0], paths=8192)
+    assert abs(side.value - law.side) < 4 * side.stderr
+
+
+def test_quantiles_and_survival_invert_each_other():
+    law = saddle_exit(SGD(HILL, 0.05), [0.0], UNIT)
+    levels = np.array([0.05, 0.5, 0.95])
+    np.testing.assert_allclose(1 - law.survival(law.quantile(levels)), levels, atol=1e-9)
+    steps = np.linspace(0, 2000, 400001)
+    mean = np.sum(law.survival(steps)) * (steps[1] - steps[0])
+    assert mean == pytest.approx(law.mean, rel=2e-3)
+
+
+def test_doubling_the_batch_adds_a_constant():
+    means = batch_size_law(SGD(HILL, 0.02), [0.0], UNIT, [8, 16, 32, 64])
+    np.testing.assert_allclose(np.diff(means), np.log(2) / (2 * np.log1p(0.02)), rtol=0.02)
+
+
+def test_almost_linear_law():
+    steps = [saddle_exit(SGD(HILL, eta), [0.0], UNIT).mean for eta in (1e-3, 1e-4)]
+    # (1/eta) log(1/eta): ten times the rate costs ten times the steps and a bit.
+    assert 10 < steps[1] / steps[0] < 14
+
+
+def test_a_saddle_in_the_plane_uses_its_unstable_direction():
+    plane = additive(lambda x: (x[1] ** 2 - x[0] ** 2) / 2, dim=2)
+    law = saddle_exit(SGD(plane, 0.02), [0.0, 0.0], ball([0.0, 0.0], 1.0))
+    assert law.mean == pytest.approx(149.225941, abs=2e-3)
+    np.testing.assert_allclose(law.direction, [1.0, 0.0], atol=1e-12)
+
+
+def test_index_two_says_which_direction_leaves():
+    plane = additive(lambda x: -(x[0] ** 2 + 0.95 * x[1] ** 2) / 2, dim=2)
+    law = saddle_exit(SGD(plane, 0.05), [0.0, 0.0], ball([0.0, 0.0], 1.0))
+    assert any("index 2" in note for note in law.notes)
+
+
+def test_sequences_add_up():
+    total = saddle_sequence(SGD(HILL, 0.02), [[0.0], [0.0]], [UNIT, ball([0.0], 0.5)])
+    assert total.mean == pytest.approx(sum(s.mean for s in total.stages))
+
+
+def test_no_noise_along_the_unstable_direction_is_said():
+    flat = sampled(lambda x, z: (x[1] ** 2 - x[0] ** 2) / 2 + z[0] * x[1], "gaussian", dim=2)
+    with pytest.raises(RunError, match="no noise along the unstable direction"):
+        saddle_exit(SGD(flat, 0.1), [0.0, 0.0], ball([0.0, 0.0], 1.0))
+
+
+def test_what_is_no_saddle_is_named():
+    well = additive(lambda x: jnp.sum((x**2 - 1) ** 2) / 4)
+    with pytest.raises(InputError, match=r"norm is 0\.09.*saddle of index 1"):
+        saddle_exit(SGD(well, 0.1), [0.1], UNIT)
+    with pytest.raises(InputError, match="no unstable direction"):
+        saddle_exit(SGD(well, 0.1), [-1.0], half_space([1.0], 0.0))
+
+
+def test_overshoot_of_a_gaussian_walk():
+    rng = np.random.default_rng(5)
+    walks = np.cumsum(rng.normal(1.0, 1.0, (20000, 60)), axis=1)
+    first = np.argmax(walks > 20, axis=1)
+    over = walks[np.arange(len(walks)), first] - 20
+    assert abs(over.mean() - mean_overshoot(1.0)) < 4 * over.std() / np.sqrt(len(over))
