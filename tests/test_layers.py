@@ -17,7 +17,7 @@ LAYERS = (
     {"noise", "loss", "domain", "symmetry"},
     {"dynamics", "problems"},
     {"ensemble", "law", "action", "landscape"},
-    {"weak", "exits", "saddles", "metastable", "validity"},
+    {"weak", "exits", "saddles", "metastable", "verdicts"},
     {"settings", "sources", "results", "runs", "progress"},
     {"report"},
     {"studies"},
@@ -173,7 +173,7 @@ def test_a_sound_tree_passes(tmp_path: Path) -> None:
         ({"loss.py": "from batchwell.law import x", "law.py": ""}, "L1 imports law of L3"),
         ({"loss.py": "from .law.chain import x", "law/__init__.py": "", "law/chain.py": ""}, "L1"),
         ({"loss.py": "from . import exits", "exits.py": ""}, "L1 imports exits of L4"),
-        ({"loss.py": "import batchwell.study as s", "study.py": ""}, "L1 imports study of L7"),
+        ({"loss.py": "import batchwell.study as s", "studies.py": ""}, "L1 imports studies of L7"),
         ({"law.py": "def f():\n    import batchwell.cli", "cli.py": ""}, "law:2: L3 imports cli"),
         (
             {
@@ -190,7 +190,7 @@ def test_a_sound_tree_passes(tmp_path: Path) -> None:
             },
             "law:2: L3 imports runs of L5",
         ),
-        ({"law/__init__.py": "", "law/a.py": "from .. import study", "study.py": ""}, "L3"),
+        ({"law/__init__.py": "", "law/a.py": "from .. import study", "studies.py": ""}, "L3"),
         ({"law.py": "from batchwell import SGD"}, "through the facade"),
         ({"law.py": "import batchwell"}, "through the facade"),
         ({"law.py": "import jax.numpy as jnp"}, "law:1: imports jax past its one door"),

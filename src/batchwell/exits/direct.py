@@ -13,10 +13,12 @@ from ..dynamics import Diffusion, Process
 from ..ensemble import FirstExits, Progress, first_exits
 from ..errors import RunError, whole
 from ..estimate import Estimate, censored_mean
+from .basin import basin_exits
 from .regime import check_start
 
 MIN_EVENTS = 20
 FIRST_HORIZON = 512
+BASIN_HORIZON = 100_000
 # -zeta(1/2)/sqrt(2 pi): mean overshoot of a Gaussian random walk, in step lengths.
 OVERSHOOT = 0.5825971579390107
 
@@ -38,12 +40,13 @@ def direct(
     Paths still inside at `horizon` SGD steps are censored data (`estimate.censored_mean`).
     Without a `horizon` it grows fourfold until nine paths in ten have left or
     `max_path_steps` would be exceeded. A diffusion's boundary is moved inwards by the mean
-    overshoot of its discrete steps.
+    overshoot of its discrete steps. A basin (`landscape.basin`) is watched through quenches
+    (`exits.basin.basin_exits`), up to 100 000 steps unless a `horizon` is given.
 
     Raises
     ------
     InputError
-        A start outside the domain, or a domain without a level function.
+        A start outside the domain.
     RunError
         Fewer than 20 exits: says how many, and what would be needed.
     Divergence
@@ -58,6 +61,8 @@ def direct(
     """
     x = check_start(process, start, domain)
     paths = whole("paths", paths, 2)
+    if domain.needs_quench:
+        return _from_basin(process, x, domain, paths, horizon, seed, substeps, progress)
     watched, moved = _watched(process, domain, x, substeps)
 
     def watch(limit: int) -> FirstExits:
@@ -71,6 +76,26 @@ def direct(
     if events < MIN_EVENTS:
         raise RunError(_too_few(events, paths, exits))
     return out.with_notes(*_notes(process, substeps, moved, exits))
+
+
+def _from_basin(
+    process: Process,
+    x: Any,
+    domain: Domain,
+    paths: int,
+    horizon: int | None,
+    seed: int,
+    substeps: int,
+    progress: Progress | None,
+) -> Estimate:
+    limit = BASIN_HORIZON if horizon is None else horizon
+    exits = basin_exits(
+        process, x, domain, limit, paths, seed, substeps=substeps, progress=progress
+    )
+    if exits.observed.sum() < MIN_EVENTS:
+        watched = FirstExits(exits.steps, exits.observed, exits.points, limit)
+        raise RunError(_too_few(int(exits.observed.sum()), paths, watched))
+    return exits.mean()
 
 
 def _growing(watch: Any, paths: int, max_path_steps: float) -> FirstExits:

@@ -15,7 +15,7 @@ from ..exits.basin import BasinExits, basin_exits
 from ..landscape import BasinMap, Landscape, basin, classify, line_profile, shapes
 from ..metastable import NOWHERE, UNLISTED, final_basins, stages
 from ..results import EscapeRow, FinalRow, LineRow, MinimumRow
-from ..validity import validity
+from ..verdicts import validity
 from .plan import ROLES, EscapeCell, FinalCell, Plan, VerdictCell
 
 Progress = Callable[[int, int], None]

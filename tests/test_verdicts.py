@@ -12,7 +12,7 @@ from batchwell import SGD, InputError, additive, ball, finite_sum, sampled, subl
 from batchwell.domain import Domain
 from batchwell.dynamics import diffusion_approximation
 from batchwell.law import stability_limit, stationary_moments
-from batchwell.validity import NUMBERS, USES, validity
+from batchwell.verdicts import NUMBERS, USES, validity
 
 multiplicative = sampled(
     lambda x, z: (1 + 0.8 * z[0]) * x @ x / 2 + z[1] * x[0], "gaussian", dim=1, noise_dim=2
@@ -120,7 +120,7 @@ def test_real_data_variance_and_exponent():
             w = w - jnp.linalg.solve(loss.hessian(w), loss.gradient(w))
         return loss, np.asarray(w)
 
-    from batchwell.validity import _linearise, _variances
+    from batchwell.verdicts import _linearise, _variances
 
     loss, best = problem(5)
     covariance, ratios = _variances(_linearise(SGD(loss, 0.4, 4), best)[0])
