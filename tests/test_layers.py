@@ -173,7 +173,10 @@ def test_a_sound_tree_passes(tmp_path: Path) -> None:
         ({"loss.py": "from batchwell.law import x", "law.py": ""}, "L1 imports law of L3"),
         ({"loss.py": "from .law.chain import x", "law/__init__.py": "", "law/chain.py": ""}, "L1"),
         ({"loss.py": "from . import exits", "exits.py": ""}, "L1 imports exits of L4"),
-        ({"loss.py": "import batchwell.study as s", "studies.py": ""}, "L1 imports studies of L7"),
+        (
+            {"loss.py": "import batchwell.studies as s", "studies.py": ""},
+            "L1 imports studies of L7",
+        ),
         ({"law.py": "def f():\n    import batchwell.cli", "cli.py": ""}, "law:2: L3 imports cli"),
         (
             {
@@ -190,7 +193,7 @@ def test_a_sound_tree_passes(tmp_path: Path) -> None:
             },
             "law:2: L3 imports runs of L5",
         ),
-        ({"law/__init__.py": "", "law/a.py": "from .. import study", "studies.py": ""}, "L3"),
+        ({"law/__init__.py": "", "law/a.py": "from .. import studies", "studies.py": ""}, "L3"),
         ({"law.py": "from batchwell import SGD"}, "through the facade"),
         ({"law.py": "import batchwell"}, "through the facade"),
         ({"law.py": "import jax.numpy as jnp"}, "law:1: imports jax past its one door"),

@@ -282,7 +282,7 @@ def check_at(loss: StochasticLoss, x: ArrayLike, key: str = "loss") -> None:
     """Refuse a loss that is random, not finite or not differentiable at and around x (d,).
 
     The loss is evaluated twice at the same point (hidden randomness shows as a difference), and
-    its derivative along a fixed direction is compared with central differences at nearby points.
+    its differences at x and its rise along straight ways are compared with its gradient.
 
     Raises
     ------
@@ -305,29 +305,60 @@ def check_at(loss: StochasticLoss, x: ArrayLike, key: str = "loss") -> None:
         "must be finite where it is used",
     )
     _check_derivative(loss, point, key)
+    _check_rise(loss, point, key)
 
 
 def _check_derivative(loss: StochasticLoss, x: Array, key: str) -> None:
+    """At x itself: both one-sided differences must agree with the gradient."""
     rng = np.random.Generator(np.random.Philox(20170522))
+    u = rng.standard_normal(loss.dim)
+    u, h = jnp.asarray(u / np.linalg.norm(u)), 1e-6 * (1.0 + float(np.max(np.abs(np.asarray(x)))))
+    slope = float(jnp.dot(loss.gradient(x), u))
+    here, up, down = (float(loss.mean(x + s * u)) for s in (0.0, h, -h))
+    after, before = (up - here) / h, (here - down) / h
+    tolerance = 1e-3 * max(1.0, abs(slope)) + 1e-14 * (1.0 + abs(here)) / h
+    require(
+        bool(np.isfinite(slope)) and max(abs(after - slope), abs(before - slope)) <= tolerance,
+        key,
+        f"derivative {slope:.6g}, differences {after:.6g} and {before:.6g}",
+        "must be differentiable where it is used",
+    )
+
+
+def _check_rise(loss: StochasticLoss, x: Array, key: str) -> None:
+    """Around x: F must rise along straight ways by the integral of its gradient."""
+    rng = np.random.Generator(np.random.Philox(20170523))
     scale = 1.0 + float(np.max(np.abs(np.asarray(x))))
-    mean, gradient = jax.jit(loss.mean), jax.jit(loss.gradient)
-    for shift in (0.0, 0.01, 0.1):
-        y = x + shift * jnp.asarray(rng.standard_normal(loss.dim))
-        u = jnp.asarray(rng.standard_normal(loss.dim))
-        u, h = u / jnp.linalg.norm(u), 1e-6 * scale
-        slope = float(jnp.dot(gradient(y), u))
-        up, down, here = (float(mean(y + s * u)) for s in (h, -h, 0.0))
-        rounding = 1e-15 * max(abs(up), abs(down)) / h
-        tolerance = 1e-4 * max(1.0, abs(slope)) + 10 * rounding
-        sides = abs((up - here) / h - slope) + abs((here - down) / h - slope)
-        smooth = np.isfinite(slope) and sides <= 20 * tolerance
+    mean, slope_along = jax.jit(loss.mean), jax.jit(_slopes(loss))
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    for length in (1e-6, 1e-2, 1.0):
+        u = rng.standard_normal(loss.dim)
+        step = jnp.asarray(0.5 * length * scale * u / np.linalg.norm(u))
+        slopes = np.asarray(slope_along(x, step, jnp.asarray(nodes)))
         require(
-            bool(smooth),
+            bool(np.all(np.isfinite(slopes))),
             key,
-            f"derivative {slope:.6g}, differences "
-            f"{(up - here) / h:.6g} and {(here - down) / h:.6g}",
+            f"gradient {slopes[~np.isfinite(slopes)][:1]} near x = {np.asarray(x)}",
+            "must have a finite gradient where it is used",
+        )
+        rise, integral = float(mean(x + step) - mean(x - step)), float(weights @ slopes)
+        rounding = 1e-14 * (abs(float(mean(x))) + 1.0)
+        tolerance = 0.02 * float(weights @ np.abs(slopes)) + rounding
+        require(
+            abs(rise - integral) <= tolerance,
+            key,
+            f"rises by {rise:.6g} where its gradient says {integral:.6g}",
             "must be differentiable where it is used (no rounding, no jumps)",
         )
+
+
+def _slopes(loss: StochasticLoss) -> Callable[[Array, Array, Array], Array]:
+    """Derivatives of F along x + t step at the values t: their integral is F's rise."""
+
+    def slopes(x: Array, step: Array, t: Array) -> Array:
+        return jax.vmap(lambda s: jnp.dot(loss.gradient(x + s * step), step))(t)
+
+    return slopes
 
 
 def _check_values(leaf: np.ndarray) -> None:

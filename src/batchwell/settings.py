@@ -59,6 +59,7 @@ class StudySettings(_Strict):
     diffusion_paths: Annotated[int, Field(ge=2, strict=True)] = 32
     diffusion_horizon: Count | None = None
     substeps: Count = 4
+    looks: Count = 100
 
     examples: Count = 40_000
     final_paths: Annotated[int, Field(ge=2, strict=True)] = 64
@@ -172,6 +173,7 @@ paths = 48
 horizon = 20000          # SGD steps watched; a path still inside is counted as censored
 diffusion_paths = 32
 substeps = 4             # steps of the diffusion's scheme per SGD step
+looks = 100              # checks per mean exit time whether a path has left its basin
 
 # 3. Final basins after so many examples, at constant and at growing batch size.
 examples = 40000

@@ -317,6 +317,10 @@ def _variances(linear: _Linear) -> tuple[Floats | None, dict[str, float]]:
     )
     frozen = linear.lyapunov(eta * source)
     out = {}
+    if chain is not None and np.trace(chain) <= 0:  # no noise at all: nothing to compare
+        return chain, {
+            f"variance_ratio_{name}": math.nan for name in ("order1", "order2", "frozen")
+        }
     for name, c in (("order1", first), ("order2", second), ("frozen", frozen)):
         if chain is None:
             out[f"variance_ratio_{name}"] = 0.0 if c is not None else math.nan

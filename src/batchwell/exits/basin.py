@@ -22,7 +22,7 @@ from ..estimate import Estimate, censored_mean
 
 PILOT_PATHS = 16
 RARE_LOOKS = 16  # looks within the horizon if no pilot path left
-LOOKS = 20  # looks per mean exit time that the check interval aims at
+LOOKS = 100  # looks per mean exit time that the check interval aims at
 Progress = Callable[[int, int], None]
 
 
@@ -92,6 +92,7 @@ def basin_exits(
     seed: int = 0,
     stream: str = "basin-exits",
     check_every: int | None = None,
+    looks: int = LOOKS,
     substeps: int = DEFAULT_SUBSTEPS,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -107,7 +108,10 @@ def basin_exits(
     threads
         For simulation and quench; by default one per core (results do not depend on it).
     check_every
-        SGD steps between looks; by default a pilot run chooses 1/20 of the mean.
+        SGD steps between looks; by default a pilot run chooses it from `looks`.
+    looks
+        Looks per mean exit time that the pilot run aims at: fewer are cheaper and miss more
+        excursions over the border and back (`BasinExits.check_shift` says how many).
 
     Raises
     ------
@@ -137,7 +141,7 @@ def basin_exits(
 
     if check_every is None:
         pilot = begin(min(PILOT_PATHS, paths), stream + "/pilot")
-        check_every = _pilot_interval(process, pilot, domain, horizon, substeps, threads)
+        check_every = _pilot_interval(process, pilot, domain, horizon, looks, substeps, threads)
     watch = _Watch(begin(paths, stream), domain, whole("check_every", check_every), horizon)
     return watch.run(process, substeps, threads, progress)
 
@@ -147,10 +151,11 @@ def _pilot_interval(
     pilot: Ensemble,
     domain: Domain,
     horizon: int,
+    looks: int,
     substeps: int,
     threads: int | None,
 ) -> int:
-    """Look at doubling times until half of the pilot paths are out; 1/20 of the mean."""
+    """Look at doubling times until half of the pilot paths are out; a share of their mean."""
     inside, total, look = np.ones(len(pilot.paths), dtype=bool), 0.0, 1
     while pilot.step < horizon and 2 * inside.sum() > len(inside):
         ahead = min(look, horizon) - pilot.step
@@ -161,7 +166,7 @@ def _pilot_interval(
     if inside.all():
         # Exits are so rare that looks can be, too: what they miss is short against the mean.
         return max(1, horizon // RARE_LOOKS)
-    return max(1, min(round(total / (~inside).sum() / LOOKS), horizon // LOOKS))
+    return max(1, min(round(total / (~inside).sum() / looks), horizon // looks))
 
 
 class _Watch:

@@ -75,6 +75,7 @@ def breast_cancer_network() -> Problem:
             "diffusion_paths": 16,
             "diffusion_horizon": 3_000,
             "substeps": 2,
+            "looks": 20,
             "examples": 20_000,
             "final_paths": 48,
         },

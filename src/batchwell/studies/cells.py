@@ -56,6 +56,7 @@ def run_escape(
         paths,
         plan.settings.seed,
         cell.name,
+        looks=plan.settings.looks,
         substeps=plan.settings.substeps,
         threads=1,  # cells run side by side
         progress=progress,

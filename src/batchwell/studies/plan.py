@@ -109,7 +109,8 @@ class Plan:
         pool = often if len(often) >= len(ROLES) else list(landscape.minima)
         place = {"flat": 0, "middle": len(pool) // 2, "sharp": len(pool) - 1}
         out: dict[str, Minimum] = {}
-        for name in self.settings.minima:
+        # "middle" last: of two minima one is flat and the other sharp.
+        for name in sorted(self.settings.minima, key=lambda n: n == "middle"):
             minimum = pool[place[name]] if name in place else self._labelled(landscape, name)
             if all(minimum is not other for other in out.values()):
                 out[name] = minimum
