@@ -70,7 +70,10 @@ def test_verdicts_turn_with_the_learning_rate():
 
     assert [trust(e, "short_time_averages") for e in (0.02, 0.3, 0.9)] == ["yes", "caution", "no"]
     assert [trust(e, "stationary_variance") for e in (0.02, 0.3, 0.9)] == ["yes", "caution", "no"]
-    assert trust(0.02, "escapes") == "yes"
+    assert trust(0.02, "escapes") == "yes"  # the noise is Gaussian
+    coin = validity(SGD(parabola("rademacher"), 0.0002), [0.0])
+    assert coin.numbers["exponent_ratio"] < 1.02
+    assert coin["escapes"].trust == "caution"  # close by, every noise looks Gaussian
     assert trust(1.5, "escapes") == "no"
 
 

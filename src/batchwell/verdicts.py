@@ -115,6 +115,7 @@ NUMBERS = {
     "kesten_diffusion": "the same for the diffusion of order 1",
     "exponent_ratio": "escape exponent, SGD over diffusion, on the easiest of the rays",
     "gradient_over_noise": "largest |grad F| over one example's noise along the rays",
+    "boundary_known": "1 if rays end on a given boundary, 0 if at four standard deviations",
     "blocked_rays": "share of rays on which SGD's bounded noise cannot climb out",
     "noise_over_gradient_power": "SVAG ratio: E|noise|^2 / E|grad F|^2 when stationary",
 }
@@ -198,6 +199,7 @@ def validity(
         numbers["noise_over_gradient_power"] = noise / power if power > 0 else math.nan
     rays, ray_notes = _rays(sgd, region, centre, linear, seed)
     numbers.update(_escapes(sgd, rays))
+    numbers["boundary_known"] = float(_has_boundary(region))
     verdicts = tuple(judge(sgd, numbers) for judge in _JUDGES.values())
     return Validity(verdicts, numbers, (*notes, *ray_notes))
 
@@ -396,8 +398,7 @@ def _rays(
     directions = np.concatenate([directions, -directions])
     if d == 1:
         directions = np.array([[1.0], [-1.0]])
-    known = isinstance(region, Domain) and not region.needs_quench
-    if known:
+    if _has_boundary(region):
         length = np.array([_distance(region, centre, v) for v in directions])
         directions, length = directions[np.isfinite(length)], length[np.isfinite(length)]
         notes: tuple[str, ...] = ()
@@ -415,6 +416,11 @@ def _rays(
     # Midpoints: the exponent is an integral along the ray by the midpoint rule.
     s = (np.arange(RAY_POINTS * (8 if d == 1 else 1)) + 0.5) / (RAY_POINTS * (8 if d == 1 else 1))
     return centre + length[:, None, None] * s[:, None] * directions[:, None, :], notes
+
+
+def _has_boundary(region: Any) -> bool:
+    """Whether rays can be followed to a boundary (a basin's is known only by quenches)."""
+    return isinstance(region, Domain) and not region.needs_quench
 
 
 def _distance(domain: Domain, centre: Floats, v: Floats) -> float:
@@ -616,13 +622,17 @@ def _judge_escapes(sgd: SGD, n: dict[str, float]) -> Verdict:
         )
     if not math.isfinite(error):
         return Verdict(use, "caution", "the exponents could not be compared on these rays")
-    return Verdict(
-        use,
-        _grade(error, GOOD_EXPONENT, BAD_EXPONENT),
-        "SGD's escape exponent is "
-        f"{n['exponent_ratio']:.4g} times the diffusion's (non-Gaussian noise; larger "
-        "batches do not close this gap)",
+    trust = _grade(error, GOOD_EXPONENT, BAD_EXPONENT)
+    reason = (
+        f"SGD's escape exponent is {n['exponent_ratio']:.4g} times the diffusion's "
+        "(non-Gaussian noise; larger batches do not close this gap)"
     )
+    gaussian = sgd.loss.noise is not None and sgd.loss.noise.name == "gaussian"
+    if trust == "yes" and not n["boundary_known"] and not gaussian:
+        # Close to the minimum every noise looks Gaussian; the way out lies beyond.
+        trust = "caution"
+        reason += ", seen within four standard deviations only: the way out may differ"
+    return Verdict(use, trust, reason)
 
 
 _JUDGES = dict(

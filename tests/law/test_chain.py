@@ -9,6 +9,7 @@ from scipy.integrate import quad
 from batchwell import SGD, InputError, additive, finite_sum, noise_law, sampled
 from batchwell.domain import ball, half_space
 from batchwell.law import (
+    enumerate_law,
     exit_position,
     exit_time,
     exit_time_map,
@@ -288,3 +289,18 @@ def test_map_over_learning_rates_and_batch_sizes():
         exit_time_map(SGD(well, 0.1), (-math.inf, 1), [0.1], [1], -1.0)
     with pytest.raises(InputError, match="smooth"):
         exit_time_map(SGD(coin_well, 0.1), (-1, 1), [0.1], [1], 0.0)
+
+
+def test_enumeration_of_a_few_steps():
+    data = np.array([-1.0, 0.2, 0.9, 1.3])
+    sgd = SGD(finite_sum(lambda x, z: (x[0] - z) ** 4 / 4, data, dim=1), 0.05, 2)
+    law = enumerate_law(sgd, [0.3], 4)
+    op = transfer_operator(sgd, (-2, 2), method="spectral")
+    want = expectation(op, lambda x: np.sin(x[:, 0]), [0.3], 4).value
+    assert law.expect(lambda x: np.sin(x[:, 0])) == pytest.approx(want, rel=1e-12)
+    assert law.mass.sum() == pytest.approx(1, abs=1e-13)
+    assert len(law.mass) < 16**4  # unordered batches
+    with pytest.raises(InputError, match="points"):
+        enumerate_law(sgd, [0.3], 30)
+    with pytest.raises(InputError, match="finitely"):
+        enumerate_law(SGD(parabola, 0.1), [0.0], 2)

@@ -278,3 +278,16 @@ def test_iterative_solver_keeps_relative_digits(monkeypatch):
     assert direct > 1e4
     monkeypatch.setattr(sparse_solver, "DIRECT_3D", 2000)
     assert answer() == pytest.approx(direct, rel=1e-9)
+
+
+def test_rare_exits_in_the_plane():
+    """A second, independent direction changes nothing: 1e13 and more steps, to mesh error."""
+    eps = 0.03
+    one = exit_time(generator(ornstein(eps), (-1, 1)), [0.0]).value
+    flow = ornstein(eps, 2)
+    sides = (("absorbing", "absorbing"), ("reflecting", "reflecting"))
+    op = generator(flow, ((-1, -0.8), (1, 0.8)), nodes=(256, 48), boundary=sides)
+    answer = exit_time(op, [0.0, 0.0])
+    assert one > 1e13
+    assert answer.value == pytest.approx(one, rel=1e-3)
+    assert abs(answer.value - one) < 2 * answer.stderr

@@ -8,7 +8,8 @@ Build once
 Ask many (every time in SGD steps; every scalar an `Estimate` with its discretisation error)
     `exit_time`, `exit_time_variance`, `exit_time_variation`, `exit_position`, `committor`:
     leaving the domain from x0. `mean_exit_time`, `committor_values`: the same at all nodes.
-    `law_after`, `expectation`: the law and E phi(x_k) after k steps.
+    `law_after`, `expectation`: the law and E phi(x_k) after k steps. `enumerate_law`: the exact
+    atoms of a few steps on finite data.
     `stationary`, `stationary_expectation`, `quasi_stationary`, `quasi_stationary_exit`.
     `spectrum`, `relaxation_time`. `total_variation`, `wasserstein`, `resample` compare laws.
 Moments (any dimension, quadratic losses; exact)
@@ -61,7 +62,7 @@ from .questions import (
     wasserstein,
 )
 from .smooth import smooth_expectation
-from .transfer import transfer_operator
+from .transfer import enumerate_law, transfer_operator
 
 __all__ = [
     "BatchFactors",
@@ -73,6 +74,7 @@ __all__ = [
     "batch_factors",
     "committor",
     "committor_values",
+    "enumerate_law",
     "exact_ornstein_uhlenbeck",
     "exit_position",
     "exit_time",

@@ -26,7 +26,8 @@ from .fields import evaluate
 from .interval import Interval, Place, interval
 from .kernel import AtomKernel, DensityKernel, Kernel, kernel
 from .markov import gth_factor
-from .operator import Operator, check_bytes, check_memory
+from .memory import check_bytes, check_memory
+from .operator import Operator
 
 Floats = NDArray[np.float64]
 

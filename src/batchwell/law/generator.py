@@ -25,7 +25,8 @@ from ..dynamics import Diffusion
 from ..errors import one_of, require, whole
 from .fields import evaluate
 from .interval import Place, interval
-from .operator import Operator, check_bytes
+from .memory import check_bytes
+from .operator import Operator
 from .sparse_solver import GridSolver
 from .stencils import bernoulli, decompose
 

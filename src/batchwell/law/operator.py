@@ -6,10 +6,8 @@ of either is the same: non-negative rates between nodes and of leaving from each
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InputError, require
+from ..errors import require
 from ..estimate import Estimate
 from .markov import GTH, gth_factor
 from .sparse_solver import GridSolver
@@ -194,22 +192,3 @@ def deterministic(
     value, error = float(value), float(error)
     ends = (value, value) if math.isinf(value) else (value - error, value + error)
     return Estimate(value, error, ends, unit, method, 0, notes=notes, level=1.0)
-
-
-def check_memory(key: str, value: Any, size: int, copies: float = 3.0) -> None:
-    """Refuse a dense (size, size) problem that would not fit, before allocating it."""
-    check_bytes(key, value, 8.0 * copies * size * size)
-
-
-def check_bytes(key: str, value: Any, needed: float) -> None:
-    """Refuse an allocation of `needed` bytes beyond 8 GiB or what the machine has left."""
-    free = 8.0 * 2**30
-    with contextlib.suppress(ValueError, OSError, AttributeError):  # unknown on some systems
-        free = min(free, float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
-    if needed > free:
-        raise InputError(
-            key,
-            value,
-            f"would need {needed / 2**30:.3g} GiB where "
-            f"{free / 2**30:.3g} GiB are free: use fewer nodes, or simulate",
-        )

@@ -23,7 +23,8 @@ from ..errors import InputError, one_of, require, whole
 from .fields import evaluate
 from .generator import find_bounds
 from .kernel import AtomKernel, DensityKernel, kernel
-from .operator import Operator, check_bytes, check_memory
+from .memory import check_bytes, check_memory
+from .operator import Operator
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -19,12 +19,15 @@ from scipy.sparse.linalg import splu
 
 from .krylov import IncompleteLU
 from .markov import tridiagonal_solve
+from .memory import check_bytes
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LEAF = 16
 DIRECT_3D = 45000
+# Bytes of sparse factors in 3-D per node to the power 4/3, as seen from 24^3 to 40^3.
+FACTOR_BYTES_3D = 400.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +117,9 @@ class GridSolver:
     @cached_property
     def _inner(self) -> Any:
         """Solver (rhs, transposed) with the reference node absorbing: well conditioned."""
+        if self.index.shape[1] == 3:
+            size = len(self.exits)
+            check_bytes("nodes", size, FACTOR_BYTES_3D * size ** (4 / 3))
         return self._lu(self._kept, self.exits, self.order)
 
     @cached_property

@@ -5,12 +5,71 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from ..domain import Domain
 from ..dynamics import SGD
-from ..errors import InputError
+from ..errors import InputError, require, whole
 from .chain import chain_operator
+from .kernel import AtomKernel, kernel
 from .operator import Operator
 from .plane import plane_operator
+from .questions import GridLaw
+
+MAX_POINTS = 2_000_000
+
+
+def enumerate_law(sgd: SGD, x0: ArrayLike, steps: int, merge: float = 1e-12) -> GridLaw:
+    """Exact law of SGD on finite data (or noise with atoms) after `steps` steps, any dimension.
+
+    Every sequence of minibatches is walked; points closer than `merge` (relative to the largest
+    coordinate) become one.
+
+    Returns
+    -------
+    A `GridLaw` of atoms; its weights are 1, as atoms have no volume.
+
+    Raises
+    ------
+    InputError
+        More than two million points would be held.
+
+    Examples
+    --------
+    >>> from batchwell import SGD, additive
+    >>> law = enumerate_law(SGD(additive(lambda x: x @ x / 2, "rademacher"), 0.5), [0.0], 3)
+    >>> law.nodes[:, 0].tolist()
+    [-0.875, -0.625, -0.375, -0.125, 0.125, 0.375, 0.625, 0.875]
+    >>> law.mass.tolist() == [0.125] * 8
+    True
+    """
+    step = kernel(sgd)
+    if not isinstance(step, AtomKernel):
+        raise InputError("noise", sgd.loss.name, "must have finitely many values to be enumerated")
+    points = np.atleast_1d(np.asarray(x0, dtype=np.float64))[None]
+    d = sgd.loss.dim
+    require(points.shape == (1, d), "x0", points.shape[1:], f"must have shape ({d},)")
+    mass: NDArray[np.float64] = np.ones(1)
+    chances = step.batches.chances
+    for k in range(whole("steps", steps, 0)):
+        count = len(points) * len(chances)
+        require(
+            count <= MAX_POINTS,
+            "steps",
+            steps,
+            f"gives more than {MAX_POINTS} points at "
+            f"step {k + 1}: use transfer_operator or simulate",
+        )
+        points = step.images(points).reshape(-1, points.shape[1])
+        mass = np.outer(mass, chances).ravel()
+        scale = merge * max(1.0, float(np.max(np.abs(points))))
+        _, first, which = np.unique(
+            np.round(points / scale), axis=0, return_index=True, return_inverse=True
+        )
+        points = points[first]
+        mass = np.bincount(which.ravel(), mass).astype(np.float64)
+    return GridLaw(points, mass, np.ones(len(mass)))
 
 
 def transfer_operator(
