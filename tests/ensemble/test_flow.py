@@ -1,11 +1,13 @@
 """Gradient flow of the fused engine against a NumPy twin and against exact flows."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from batchwell import additive, finite_sum
-from batchwell.ensemble import Regions, gradient_flow
+from batchwell.ensemble import Regions, SlowerEngine, flow_xla, gradient_flow
 
 
 def network(n=31):
@@ -73,3 +75,27 @@ def test_points_are_given_up_after_max_steps():
         max_steps=7,
     )
     assert flow.labels.tolist() == [-1, -1]
+
+
+def test_xla_gives_the_same_flow():
+    loss = network()
+    starts = np.random.default_rng(4).standard_normal((40, 8))
+    ends = gradient_flow(loss, starts, max_steps=60).points
+    regions = Regions(ends[:3], np.tile(np.eye(8), (3, 1, 1)), np.full(3, 0.05))
+    given = regions.centers, regions.roots, regions.radii
+    fused = gradient_flow(loss, starts, regions, max_steps=80)
+    points, labels, steps = flow_xla.flow(loss, starts, np.full(40, 0.1), given, 80, 1e-3)
+    np.testing.assert_array_equal(fused.labels, labels)
+    assert set(labels[:3]) == {0, 1, 2}
+    np.testing.assert_allclose(fused.points, points, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(fused.steps, steps, rtol=1e-5)
+
+
+def test_a_loss_without_fused_form_flows_on_xla():
+    loss = additive(lambda x: jnp.sort(x**2)[0] + jnp.cosh(x[1]), dim=2)
+    regions = Regions(np.zeros((1, 2)), np.eye(2)[None], np.full(1, 0.2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SlowerEngine)
+        flow = gradient_flow(loss, [[0.1, 0.5], [0.01, 0.02]], regions)
+    assert flow.labels.tolist() == [0, 0]
+    np.testing.assert_array_equal(flow.points[1], [0.01, 0.02])

@@ -17,10 +17,12 @@ from numpy.typing import ArrayLike
 
 from ..errors import require, whole
 from ..loss import StochasticLoss
-from . import elementary
+from . import elementary, flow_xla
 from .fused import Arguments, blocked_table, run, thread_count
 from .kernels import ARGS, Context, take_from
+from .lowering import Unsupported
 from .native import Kernel, compile_kernel
+from .options import Settings, fall_back
 from .recipes import GradientField, gradient_field
 from .vector import Code, Val, Var, module
 
@@ -81,8 +83,10 @@ def gradient_flow(
     ------
     InputError
         Wrong shapes.
-    lowering.Unsupported
-        The loss has no fused form.
+
+    Notes
+    -----
+    Losses without a fused form are followed on XLA, which is said in one `SlowerEngine` warning.
 
     Examples
     --------
@@ -96,43 +100,71 @@ def gradient_flow(
     x = np.ascontiguousarray(np.atleast_2d(np.asarray(points, np.float64)))
     require(x.shape[1] == loss.dim, "points", x.shape, f"must have shape (n, {loss.dim})")
     whole("max_steps", max_steps)
-    flow = Flow(x.copy(), np.full(len(x), -1), np.broadcast_to(first_step, len(x)).astype(float))
-    if not len(x):
-        return flow
+    sizes = np.broadcast_to(first_step, len(x)).astype(np.float64)
+    flow = Flow(x.copy(), _labels(x, regions), sizes)
+    rows = np.flatnonzero(flow.labels < 0)
+    if rows.size:
+        part = Flow(x[rows], np.full(rows.size, -1), flow.steps[rows])
+        try:
+            _fused_flow(loss, part, regions, max_steps, tolerance, threads, progress)
+        except Unsupported as why:
+            fall_back(Settings(), str(why))
+            given = _given(regions, loss.dim)
+            part = Flow(*flow_xla.flow(loss, x[rows], part.steps, given, max_steps, tolerance))
+        flow.points[rows], flow.labels[rows] = part.points, part.labels
+        flow.steps[rows] = part.steps
+    return flow
+
+
+def _given(regions: Regions | None, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if regions is None:
+        return np.empty((0, dim)), np.empty((0, dim, dim)), np.empty(0)
+    return regions.centers, regions.roots, regions.radii
+
+
+def _labels(x: np.ndarray, regions: Regions | None) -> np.ndarray:
+    """The first region that holds each point, or -1."""
+    out = np.full(len(x), -1)
+    for k, (center, root, radius) in enumerate(zip(*_given(regions, x.shape[1]), strict=True)):
+        free = np.flatnonzero(out < 0)
+        moved = (x[free] - center) @ root.T
+        out[free[np.einsum("ni,ni->n", moved, moved) < radius**2]] = k
+    return out
+
+
+def _fused_flow(
+    loss: StochasticLoss,
+    flow: Flow,
+    regions: Regions | None,
+    max_steps: int,
+    tolerance: float,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """`flow` from its own points, in place; raises Unsupported."""
     call, field = _compiled(loss)
-    lanes, queue = _LANES, np.zeros(1, np.int64)
-    shared = Arguments.of(reals=np.array([0.0, 0.0, 0.0, 0.0, 0.0, tolerance]))
+    x, queue = flow.points.copy(), np.zeros(1, np.int64)
+    packed = _packed(regions, loss.dim)
+    shared = Arguments.of(
+        reals=np.array([0.0, 0.0, 0.0, 0.0, 0.0, tolerance]), starts=x, points=flow.points,
+        left=flow.labels, steps_of=flow.steps, queue=queue, paths=len(x), horizon=max_steps,
+        regions=packed, region_count=len(packed),
+    )  # fmt: skip
     if field.table is not None:
         table, weights = blocked_table(field, KIND)
         for name, value in (("table", table), ("weights", weights), ("rows", len(table))):
             shared.put(name, value)
-    packed = _packed(regions, loss.dim)
-    for name, given in (
-        ("starts", x),
-        ("points", flow.points),
-        ("left", flow.labels),
-        ("steps_of", flow.steps),
-        ("queue", queue),
-        ("paths", len(x)),
-        ("horizon", max_steps),
-        ("regions", packed),
-        ("region_count", len(packed)),
-    ):
-        shared.put(name, given)
     workers = [
-        _lanes(shared, loss.dim, x, flow.steps, queue, lanes)
-        for _ in range(thread_count(threads, -(-len(x) // lanes)))
+        _lanes(shared, loss.dim, x, flow.steps, queue, _LANES)
+        for _ in range(thread_count(threads, -(-len(x) // _LANES)))
     ]
     _run_to_the_end(call, workers, queue, len(x), progress)
-    return flow
 
 
 def _packed(regions: Regions | None, dim: int) -> np.ndarray:
     """(K, dim + dim^2 + 1): centre, root by rows, squared radius."""
-    if regions is None or not len(regions.radii):
-        return np.zeros((0, dim + dim * dim + 1))
-    k = len(regions.radii)
-    parts = [regions.centers, regions.roots.reshape(k, -1), regions.radii[:, None] ** 2]
+    centers, roots, radii = _given(regions, dim)
+    parts = [centers, roots.reshape(len(radii), dim * dim), radii[:, None] ** 2]
     return np.ascontiguousarray(np.concatenate(parts, axis=1), np.float64)
 
 

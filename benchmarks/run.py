@@ -1,0 +1,11 @@
+"""All benchmarks: `make bench`."""
+
+import against_c
+import against_peers
+import scaling
+import work_precision
+
+if __name__ == "__main__":
+    for part in (against_c, against_peers, scaling, work_precision):
+        print(f"\n# {part.__doc__.strip().splitlines()[0]}\n")
+        part.main()

@@ -1,0 +1,89 @@
+"""Threads, memory and start-up of the fused engine."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+from batchwell.ensemble import fused, start
+from cases import WELL, engine
+
+FIRST = """
+import time; a = time.perf_counter()
+import jax.numpy as jnp
+from batchwell import SGD, finite_sum
+from batchwell.ensemble import advance, start
+b = time.perf_counter()
+import numpy as np
+rng = np.random.default_rng(0)
+data = rng.standard_normal((120, 4)), np.where(rng.random(120) < 0.5, -1.0, 1.0)
+def loss(w, z):
+    hidden = jnp.tanh(w[:16].reshape(4, 4) @ z[0] + w[16:20])
+    return jnp.logaddexp(0.0, -z[1] * (w[20:24] @ hidden + w[24])) + 5e-4 * w @ w
+sgd = SGD(finite_sum(loss, data, 25), 0.5, 4)
+advance(sgd, start(sgd, np.full(25, 0.1), 64, seed=0), 10)
+c = time.perf_counter()
+print(b - a, c - b)
+"""
+
+
+def threads(paths: int = 1 << 16, steps: int = 2000) -> None:
+    """Wall time by number of threads."""
+    print("threads  path-steps/s  speed-up")
+    base = 0.0
+    for count in (1, 2, 4):
+        if count > len(os.sched_getaffinity(0)):
+            continue
+        made, advance = engine(WELL, count)
+        state = start(WELL, [-1.0], paths, 0, substeps=1)
+        blocks = fused.to_blocks(made, state.x, state.rng, state.memory)
+        advance(0, 10, blocks)
+        best = 1e9
+        for _ in range(5):
+            clock = time.perf_counter()
+            advance(0, steps, blocks)
+            best = min(best, time.perf_counter() - clock)
+        base = base or best
+        print(f"{count:7d}  {paths * steps / best:12.3g}  {base / best:8.2f}", flush=True)
+
+
+def memory() -> None:
+    """Peak memory does not grow with the number of steps."""
+    made, advance = engine(WELL)
+    state = start(WELL, [-1.0], 1 << 16, 0, substeps=1)
+    blocks = fused.to_blocks(made, state.x, state.rng, state.memory)
+    for steps in (100, 10_000):
+        advance(0, steps, blocks)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"after {steps} more steps: peak memory {peak:.0f} MiB")
+
+
+def first_result() -> None:
+    """A new loss in a fresh process: without and with the cache on disk."""
+    with tempfile.TemporaryDirectory() as place:
+        environment = {**os.environ, "BATCHWELL_CACHE": place}
+        for what in ("empty cache", "filled cache", "filled cache"):
+            out = subprocess.run(
+                [sys.executable, "-c", FIRST],
+                env=environment,
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+            imports, work = (float(v) for v in out.split())
+            print(f"first result, {what}: {work:.2f} s, after {imports:.2f} s of imports")
+
+
+def main() -> None:
+    """Print all three."""
+    threads()
+    memory()
+    first_result()
+
+
+if __name__ == "__main__":
+    main()
