@@ -53,16 +53,26 @@ def ritz() -> dict[str, Any]:
     u = np.zeros((24, 2))
     u[0, 1] = 0.5
     first, later, found = timed(lambda: engine.minimise(p, x0, x1, u.ravel()))
-    return {"first_s": first, "s": later, "error": abs(found.action - best), "goal": "0.05 s, 1e-10"}
+    return {
+        "first_s": first,
+        "s": later,
+        "error": abs(found.action - best),
+        "goal": "0.05 s, 1e-10",
+    }
 
 
 def string() -> dict[str, Any]:
     """Geometric minimum action on Maier-Stein; goal 10 ms to 1e-6."""
     process = maier_stein(10.0)
-    first, later, out = timed(lambda: string_action(process, [-1.0, 0.0], [0.0, 0.0], points=65,
-                                                    tolerance=1e-5))
-    return {"first_s": first, "s": later, "error": abs(out.action - 0.3400414034),
-            "goal": "0.01 s, 1e-6"}
+    first, later, out = timed(
+        lambda: string_action(process, [-1.0, 0.0], [0.0, 0.0], points=65, tolerance=1e-5)
+    )
+    return {
+        "first_s": first,
+        "s": later,
+        "error": abs(out.action - 0.3400414034),
+        "goal": "0.01 s, 1e-6",
+    }
 
 
 def thousand() -> dict[str, Any]:
@@ -76,8 +86,12 @@ def thousand() -> dict[str, Any]:
     process = diffusion(drift, lambda x: jnp.eye(d), d)
     task = lambda: instantons(process, -np.ones(d), np.zeros(d), order=6, starts=1)[0]  # noqa: E731
     first, later, out = timed(task)
-    return {"first_s": first, "s": later, "error": abs(out.action / (0.5 * d) - 1),
-            "goal": "1 s, 1e-6"}
+    return {
+        "first_s": first,
+        "s": later,
+        "error": abs(out.action / (0.5 * d) - 1),
+        "goal": "1 s, 1e-6",
+    }
 
 
 def rare() -> dict[str, Any]:
@@ -85,11 +99,17 @@ def rare() -> dict[str, Any]:
     sgd, where = SGD(additive(lambda x: x @ x / 2), 0.0205), ball([0.0], 1.0)
     exact = mean_exit_time(sgd, [0.0], where, "law").value
     clock = time.perf_counter()
-    out = mean_exit_time(sgd, [0.0], where, "splitting", particles=1500, replicas=8,
-                         score=lambda x: jnp.sum(x**2))
-    return {"s": time.perf_counter() - clock, "stderr": out.stderr / out.value,
-            "ratio": out.value / exact, "steps": exact, "notes": out.notes[0],
-            "goal": "10 s at 0.05"}
+    out = mean_exit_time(
+        sgd, [0.0], where, "splitting", particles=1500, replicas=8, score=lambda x: jnp.sum(x**2)
+    )
+    return {
+        "s": time.perf_counter() - clock,
+        "stderr": out.stderr / out.value,
+        "ratio": out.value / exact,
+        "steps": exact,
+        "notes": out.notes[0],
+        "goal": "10 s at 0.05",
+    }
 
 
 def sharp() -> dict[str, Any]:

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from .._jax import jax, jnp
 from ..action import Hamiltonian, Instanton, hamiltonian
+from ..action.instanton import fejer
 from ..domain import Domain
 from ..dynamics import SGD, Process
 from ..errors import InputError, RunError
@@ -300,9 +301,4 @@ def _bending(process: SGD, path: Instanton) -> float:
     drift = drift_of(process)
     one = lambda x: jnp.sum(jax.jvp(drift, (x,), (drift(x),))[1] ** 2)  # noqa: E731
     values = np.asarray(jax.vmap(one)(jnp.asarray(path.path))) * path.clock
-    # Points are Chebyshev nodes of (0, 1): Fejer's first rule.
-    n = len(values)
-    angle = np.pi * (np.arange(n) + 0.5) / n
-    k = np.arange(1, n // 2 + 1)
-    weights = (1 - 2 * (np.cos(2 * np.outer(angle, k)) / (4 * k**2 - 1)).sum(axis=1)) / n
-    return float(weights @ values)
+    return float(fejer(len(values)) @ values)
