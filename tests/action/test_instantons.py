@@ -8,7 +8,7 @@ import pytest
 
 from batchwell import SGD, additive, ball, diffusion, finite_sum, half_space
 from batchwell._jax import jax, jnp
-from batchwell.action import hamiltonian, instantons, quasi_potential
+from batchwell.action import hamiltonian, instantons, quasi_potential, string_action
 from batchwell.action.symmetric import log_mean_symmetric
 from batchwell.errors import InputError, RunError
 
@@ -138,3 +138,10 @@ def test_momentum_along_the_instanton_keeps_h_zero():
 def test_a_boundary_that_no_ray_meets_is_refused():
     with pytest.raises(InputError, match="start"):
         instantons(well(), [1.0], half_space([1.0], 0.0))
+
+
+@pytest.mark.parametrize("beta", [3.0, 10.0])
+def test_the_string_is_a_second_route(beta):
+    string = string_action(maier_stein(beta), [-1.0, 0.0], [0.0, 0.0], points=129)
+    ritz = quasi_potential(maier_stein(beta), [-1.0, 0.0], [0.0, 0.0])
+    assert string.action == pytest.approx(ritz, abs=1e-6)

@@ -10,13 +10,16 @@ from __future__ import annotations
 from .fixed_points import FixedPoint, fixed_points
 from .hamiltonian import Hamiltonian, hamiltonian
 from .instanton import Instanton, instantons, quasi_potential
+from .string import StringPath, string_action
 
 __all__ = [
     "FixedPoint",
     "Hamiltonian",
     "Instanton",
+    "StringPath",
     "fixed_points",
     "hamiltonian",
     "instantons",
     "quasi_potential",
+    "string_action",
 ]

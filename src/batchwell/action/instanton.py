@@ -20,6 +20,8 @@ from .hamiltonian import Hamiltonian, hamiltonian
 
 DEFAULT_ORDER = 16
 DEFAULT_STARTS = 8
+# Points at which a found path is reported; a multiple of 3, see `_on_the_line`.
+POINTS = 129
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,9 @@ def instantons(
     order, starts = whole("order", order, 2), whole("starts", starts)
     domain = end if isinstance(end, Domain) else None
     targets = _targets(h, x0, end, starts, seed)
-    p = ritz.problem(h, order if h.dim > 1 else 0, 2 * order + 8, domain)
-    if not np.any(np.abs(targets - x0) > 0):
-        return []
+    if h.dim == 1:
+        return _on_the_line(h, x0, targets)
+    p = ritz.problem(h, order, 2 * order + 8, domain)
     tried = _search(p, h, x0, targets, starts, all_extremals, seed)
     paths = [_instanton(h, x0, f) for f in _distinct(x0, [f for f in tried if f.action < np.inf])]
     possible = [path for path in paths if _reachable(h, path)]
@@ -252,9 +254,52 @@ def _momentum(h: Hamiltonian) -> Any:
     return jax.jit(jax.vmap(momentum(h)))
 
 
+def _on_the_line(h: Hamiltonian, x0: np.ndarray, targets: np.ndarray) -> list[Instanton]:
+    """One dimension: the path is the segment, and the action an integral of theta."""
+    s = 0.5 * (1 - np.cos(np.pi * (np.arange(POINTS) + 0.5) / POINTS))
+    out = []
+    for x1 in targets:
+        velocity = np.tile(x1 - x0, (POINTS, 1))
+        points = x0 + s[:, None] * (x1 - x0)
+        theta, mu = (
+            np.asarray(v) for v in _momentum(h)(jnp.asarray(points), jnp.asarray(velocity))
+        )
+        cost = theta @ (x1 - x0)
+        # Every third Chebyshev node is a Chebyshev node of the rule with a third of the points.
+        if not np.all(np.abs(cost) < 1e100):  # noise too small for the drift: no such momentum
+            continue
+        action, coarse = float(fejer(POINTS) @ cost), float(fejer(POINTS // 3) @ cost[1::3])
+        path = Instanton(
+            action,
+            action / h.temperature,
+            points,
+            s,
+            theta,
+            mu,
+            x1,
+            abs(action - coarse),
+            0,
+            np.zeros((0, 1)),
+            h.notes,
+        )
+        if np.isfinite(action) and _reachable(h, path):
+            out.append(path)
+    if not out:
+        raise RunError(_never(h, x0, targets[0]))
+    return sorted(out, key=lambda path: path.action)
+
+
+@lru_cache(maxsize=8)
+def fejer(n: int) -> np.ndarray:
+    """Weights (n,) of Fejer's first rule on (0, 1), at n Chebyshev nodes."""
+    angle = np.pi * (np.arange(n) + 0.5) / n
+    k = np.arange(1, n // 2 + 1)
+    return np.asarray((1 - 2 * (np.cos(2 * np.outer(angle, k)) / (4 * k**2 - 1)).sum(axis=1)) / n)
+
+
 def _instanton(h: Hamiltonian, x0: np.ndarray, f: ritz.Found) -> Instanton:
     """The curve with its momenta, re-measured at 129 interior Chebyshev points."""
-    s = 0.5 * (1 - np.cos(np.pi * (np.arange(129) + 0.5) / 129))
+    s = 0.5 * (1 - np.cos(np.pi * (np.arange(POINTS) + 0.5) / POINTS))
     points = ritz.points_on(x0, f.end, f.coefficients, s)
     step = 1e-6
     ahead = ritz.points_on(x0, f.end, f.coefficients, s + step)

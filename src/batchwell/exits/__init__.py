@@ -21,6 +21,7 @@ from .by_law import by_law
 from .compare import ExitComparison, compare
 from .direct import direct
 from .exponents import ExponentRow, exponent_map, holding_batch_size
+from .importance import importance
 from .regime import check_start
 from .roster import ExitMethod
 from .sharp import sharp
@@ -47,6 +48,9 @@ EXIT_METHODS: dict[str, ExitMethod] = {
     ),
     "splitting": ExitMethod(
         splitting, "multilevel splitting of simulated paths", "rare exits, without momentum"
+    ),
+    "importance": ExitMethod(
+        importance, "sampling tilted along the instanton", "Gaussian noise, V/eps above 5"
     ),
     "action": ExitMethod(
         by_action, "least action, of SGD itself or of the diffusion", "logarithm only", False

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._jax import jnp
+from ..action import Instanton
 from ..domain import Domain
 from ..dynamics import Process
 from ..errors import BatchwellError
@@ -28,8 +29,13 @@ def action_score(process: Process, minimum: np.ndarray, domain: Domain) -> Score
     except BatchwellError:
         centre = jnp.asarray(minimum)
         return lambda x: jnp.linalg.norm(x - centre)
-    best = [w for w in ways if w.path.exponent < ways[0].path.exponent + 3]
-    tables = [_table(process, minimum, w.path) for w in best]
+    best = [w.path for w in ways if w.path.exponent < ways[0].path.exponent + 3]
+    return score_along(minimum, best)
+
+
+def score_along(minimum: np.ndarray, paths: list[Instanton]) -> Score:
+    """Score from the action spent along given instantons, 0 at the minimum and 1 at their ends."""
+    tables = [_table(minimum, path) for path in paths]
 
     def score(x: Array) -> Array:
         return jnp.max(jnp.stack([_along(x, *table) for table in tables]))
@@ -37,7 +43,7 @@ def action_score(process: Process, minimum: np.ndarray, domain: Domain) -> Score
     return score
 
 
-def _table(process: Process, minimum: np.ndarray, path: Any) -> tuple[Array, Array, Array]:
+def _table(minimum: np.ndarray, path: Instanton) -> tuple[Array, Array, Array]:
     """Points (m, d), spent action over the total (m,), and squared widths (m,)."""
     points = np.concatenate([minimum[None], path.path[8::8], path.end[None]])
     steps = np.diff(points, axis=0)

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from .._jax import jax, jnp
 from ..action import Hamiltonian, Instanton, hamiltonian
+from ..action.instanton import fejer
 from ..domain import Domain
 from ..dynamics import SGD, Process
 from ..errors import InputError, RunError
@@ -107,7 +108,7 @@ def kramers(
 ) -> float:
     """Log of the mean time (units of t) to leave by `way` alone, for a diffusion."""
     at_minimum = _inverse_covariance(h, minimum)
-    carried, at_end = amplitude(h, minimum, at_minimum, way.path)
+    carried, at_end = amplitude(h, at_minimum, way.path, way.saddle is not None)
     log_time = way.path.exponent + carried - 0.5 * np.linalg.slogdet(at_minimum)[1]
     if way.saddle is None:
         return float(log_time + _boundary_factor(h, way.path, at_end, domain))
@@ -144,15 +145,17 @@ def _inverse_covariance(h: Hamiltonian, x: np.ndarray) -> np.ndarray:
 
 
 def amplitude(
-    h: Hamiltonian, minimum: np.ndarray, at_minimum: np.ndarray, path: Instanton
+    h: Hamiltonian, at_minimum: np.ndarray, path: Instanton, ends_at_rest: bool
 ) -> tuple[float, np.ndarray]:
     """(integral of F dt along the instanton, second derivatives of V at its end).
 
     Q = V'' obeys ``dQ/dt = -(H_xx + H_xp Q + Q H_px + Q H_pp Q)`` and the amplitude of the
     quasi-stationary density ``d log K / dt = -F``, with
     ``F = div b + (d_i Sigma_ij) theta_j + Sigma : Q / 2``. Integrated in r = log(s / (1 - s)), in
-    which time runs evenly at both ends. Along the path Q is known, ``Q dx = d theta``, and there
-    the equation is unstable near a saddle: only Q across the path is integrated.
+    which time runs evenly at both ends. Near a saddle the equation is unstable along the path,
+    where Q is known, ``Q dx = d theta``: in the second half only Q across the path is integrated. A
+    polynomial curve of K terms does not resolve the last 2 / K^2 of its approach to a saddle,
+    where F vanishes anyway: the integral stops there.
     """
     from scipy.integrate import solve_ivp
 
@@ -172,25 +175,40 @@ def amplitude(
         angle = 2 * math.atan(math.exp(0.5 * r))
         return spline(angle), by_angle(angle) * (0.5 * math.sin(angle))
 
-    def rates(r: float, state: np.ndarray) -> np.ndarray:
-        row, slope = both(r)
+    def full(r: float, state: np.ndarray) -> np.ndarray:
+        row, q = both(r)[0], state[:-1].reshape(d, d)
+        change, f = flow(row, q)
+        return np.concatenate([change.ravel(), [f]])
+
+    def flow(row: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, float]:
         xx, px, pp = (row[k * square : (k + 1) * square].reshape(d, d) for k in range(3))
-        q = whole_q(row, slope, state[:-1].reshape(d, d))
         time = row[-2]
         change = -(xx + px.T @ q + q @ px + q @ pp @ q) * time
+        return change, (row[at] + 0.5 * np.sum(pp * q)) * time
+
+    def across_only(r: float, state: np.ndarray) -> np.ndarray:
+        row, slope = both(r)
+        q = whole_q(row, slope, state[:-1].reshape(d, d))
+        change, f = flow(row, q)
         e, de = row[at + 1 : at + 1 + d], slope[at + 1 : at + 1 + d]
         p, dp = np.eye(d) - np.outer(e, e), -np.outer(de, e) - np.outer(e, de)
         across = p @ change @ p + dp @ q @ p + p @ q @ dp
-        f = (row[at] + 0.5 * np.sum(pp * q)) * time
         return np.concatenate([across.ravel(), [f]])
 
-    r = 2 * np.log(np.tan(0.5 * np.arccos(1 - 2 * path.parameter[[0, -1]])))
-    first = np.concatenate([at_minimum.ravel(), [0.0]])
-    done = solve_ivp(rates, (r[0], r[-1]), first, method="LSODA", rtol=1e-8, atol=1e-10)
-    if not done.success or not np.all(np.isfinite(done.y[:, -1])):
-        raise RunError("the second derivatives of V blow up along the instanton (a caustic)")
-    q = whole_q(*both(r[-1]), done.y[:-1, -1].reshape(d, d))
-    return float(done.y[-1, -1]), 0.5 * (q + q.T)
+    low, high = np.log(path.parameter / (1 - path.parameter))[[0, -1]]
+    terms = len(path.coefficients)
+    if ends_at_rest and terms:
+        high = min(high, math.log(terms**2 / 2 - 1))
+    state = np.concatenate([at_minimum.ravel(), [0.0]])
+    # In one dimension all of Q is known from the path.
+    parts = [(across_only, low, high)] if d == 1 else [(full, low, 0.0), (across_only, 0.0, high)]
+    for rates, begin, stop in parts:
+        done = solve_ivp(rates, (begin, stop), state, method="LSODA", rtol=1e-8, atol=1e-10)
+        state = done.y[:, -1]
+        if not done.success or not np.all(np.isfinite(state)):
+            raise RunError("the second derivatives of V blow up along the instanton (a caustic)")
+    q = whole_q(*both(high), state[:-1].reshape(d, d))
+    return float(state[-1]), 0.5 * (q + q.T)
 
 
 def _splines(h: Hamiltonian, path: Instanton) -> Any:
@@ -300,9 +318,4 @@ def _bending(process: SGD, path: Instanton) -> float:
     drift = drift_of(process)
     one = lambda x: jnp.sum(jax.jvp(drift, (x,), (drift(x),))[1] ** 2)  # noqa: E731
     values = np.asarray(jax.vmap(one)(jnp.asarray(path.path))) * path.clock
-    # Points are Chebyshev nodes of (0, 1): Fejer's first rule.
-    n = len(values)
-    angle = np.pi * (np.arange(n) + 0.5) / n
-    k = np.arange(1, n // 2 + 1)
-    weights = (1 - 2 * (np.cos(2 * np.outer(angle, k)) / (4 * k**2 - 1)).sum(axis=1)) / n
-    return float(weights @ values)
+    return float(fejer(len(values)) @ values)

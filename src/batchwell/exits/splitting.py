@@ -111,7 +111,7 @@ def splitting(
             "carry memory from step to step, which levels of x alone do not see",
         )
     score = action_score(process, minimum, domain) if score is None else score
-    run = _Run(process, domain, minimum, score, particles, seed, substeps)
+    run = SplittingRun(process, domain, minimum, score, particles, seed, substeps)
     levels = run.pilot()
     # Replicas are independent of each other and of the pilot: keyed streams of their own.
     pairs = np.array([run.replica(levels, k) for k in range(replicas)])
@@ -158,7 +158,7 @@ def _second_opinion(out: Estimate, second: Estimate | None) -> Estimate:
     return out.with_notes(f"second method ({second.method}) {verdict}")
 
 
-class _Run:
+class SplittingRun:
     """Everything that pilot and replicas share."""
 
     def __init__(
@@ -181,6 +181,7 @@ class _Run:
         self.walk = _walk(self.step, domain, score)
 
     def lanes(self, name: str, x: np.ndarray) -> Lanes:
+        """Lanes at the points x (m, d), with the keyed streams called `name`."""
         states = jnp.asarray(path_states(self.seed, f"splitting/{name}", np.arange(len(x))))
         points = jnp.asarray(x)
         return Lanes(points, jax.vmap(self.step.memory)(points), states)
@@ -192,12 +193,18 @@ class _Run:
         scores = np.asarray(jax.vmap(self.score)(lanes.x))
         return scores[np.isfinite(scores)], lanes
 
-    def pilot(self) -> Levels:
+    def core(self) -> Levels:
+        """Core and first level, from the spread of scores around the minimum."""
         scores, _ = self.settle("pilot", max(self.particles, 512))
         core, first = np.quantile(scores, [0.5, 0.9])
         require(first > core, "score", float(core), "must vary around the minimum")
-        values = [float(first)]
-        starts = self.departures("pilot", float(core), float(first), 40 * self.relaxation)[1]
+        return Levels(float(core), (float(first),))
+
+    def pilot(self) -> Levels:
+        """Levels such that about a quarter of the trials passes each stage."""
+        base = self.core()
+        core, values = base.core, list(base.values)
+        starts = self.departures("pilot", core, values[0])[1]
         for k in range(500):
             best = self.stage(f"pilot/{k}", starts, core, np.inf)
             if (best.reached == np.inf).mean() >= SURVIVE:
@@ -219,8 +226,9 @@ class _Run:
             starts = passed.entries
         raise RunError(f"500 levels did not reach the outside (score {values[-1]:.6g})")
 
-    def departures(self, name: str, core: float, first: float, steps: int) -> Any:
+    def departures(self, name: str, core: float, first: float) -> Any:
         """(flux per SGD step, points just past the first level)."""
+        steps = 40 * self.relaxation
         count = max(64, self.particles // 4)
         _, lanes = self.settle(name + "/settle", count)
         lanes, crossings, time, points = self.walk(lanes, self.minimum, steps, core, first)
@@ -241,7 +249,7 @@ class _Run:
     def replica(self, levels: Levels, k: int) -> tuple[float, float]:
         """(flux, chance) of one independent repetition."""
         name = f"replica/{k}"
-        flux, starts = self.departures(name, levels.core, levels.values[0], 40 * self.relaxation)
+        flux, starts = self.departures(name, levels.core, levels.values[0])
         chance = 1.0
         for i, level in enumerate([*levels.values[1:], np.inf]):
             done = self.stage(f"{name}/{i}", starts, levels.core, level)

@@ -1,0 +1,112 @@
+"""Agreement court: methods that share no code must agree on problems with known answers.
+
+False-alarm budget. A pair is called in disagreement beyond 4 joint standard errors of the log. For
+Gaussian errors that happens by chance once in 16000 pairs; splitting has t errors of 7 degrees
+of freedom, once in 190. The court hears 8 pairs with and 12 without splitting: a false alarm
+in about 1 of 24 courts over all seeds. Seeds are fixed, so it is drawn once.
+
+Planted errors must lose: each is an error that a careless implementation would make, and the court
+must find it by the margin it uses to call others in agreement.
+"""
+
+import math
+
+import pytest
+
+from batchwell import SGD, Diffusion, additive, ball, diffusion_approximation, half_space
+from batchwell.exits import compare_exit_times
+from batchwell.exits.compare import LIMIT, distance
+
+WELL = additive(lambda x: (x @ x - 1) ** 2 / 4)
+BOWL = additive(lambda x: x @ x / 2)
+COINS = additive(lambda x: (x @ x - 1) ** 2 / 4, "rademacher")
+ACROSS = half_space([1.0], 1.0)
+
+# name -> (process, start, domain, methods in their regime)
+CASES = {
+    "bowl, chain": (SGD(BOWL, 0.14), [0.0], ball([0.0], 1.0), ["direct", "law", "splitting"]),
+    "bowl, diffusion": (
+        diffusion_approximation(SGD(BOWL, 0.16)),
+        [0.0],
+        ball([0.0], 1.0),
+        ["direct", "law", "sharp", "action"],
+    ),
+    "well, chain": (
+        SGD(WELL, 0.1),
+        [-1.0],
+        ACROSS,
+        ["direct", "law", "sharp", "action", "splitting"],
+    ),
+    "well, coin noise": (SGD(COINS, 0.12), [-1.0], ACROSS, ["direct", "law"]),
+}
+OPTIONS = {
+    "direct": {"paths": 1024, "seed": 11, "substeps": 8},
+    "splitting": {"particles": 400, "replicas": 8, "seed": 7},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_all_methods_agree(name):
+    process, start, domain, methods = CASES[name]
+    out = compare_exit_times(process, start, domain, methods, OPTIONS)
+    assert not out.refused
+    assert out.agree, out.verdict
+
+
+def _with_tensor(process: Diffusion, factor: float) -> Diffusion:
+    return Diffusion(
+        process.dim,
+        process.drift,
+        lambda x: factor * process.tensor(x),
+        lambda x, xi: math.sqrt(factor) * process.factor_vector(x, xi),
+        process.noise_dim,
+        process.learning_rate,
+    )
+
+
+def _judge(wrong, right):
+    """Distance of the wrong process's answer from simulation of the right one."""
+    seen = compare_exit_times(*right, ["direct"], {"direct": {"paths": 4096, "seed": 3}})
+    claimed = compare_exit_times(*wrong, ["law"])
+    return distance(claimed.answers["law"], seen.answers["direct"])
+
+
+def test_a_covariance_off_by_five_percent_loses():
+    right = (diffusion_approximation(SGD(WELL, 0.1)), [-1.0], half_space([1.0], 0.0))
+    wrong = (_with_tensor(right[0], 1.05), *right[1:])
+    assert _judge(wrong, right) > LIMIT
+    assert _judge(right, right) < LIMIT
+
+
+def test_a_missing_half_loses():
+    right = (diffusion_approximation(SGD(WELL, 0.15)), [-1.0], half_space([1.0], 0.0))
+    wrong = (_with_tensor(right[0], 2.0), *right[1:])
+    assert _judge(wrong, right) > 3 * LIMIT
+
+
+def test_an_order_two_drift_of_the_wrong_sign_loses():
+    sgd = SGD(BOWL, 0.2)
+    right = diffusion_approximation(sgd, order=2)
+    first = diffusion_approximation(sgd, order=1)
+    wrong = Diffusion(
+        1,
+        lambda x: 2 * first.drift(x) - right.drift(x),
+        right.tensor,
+        right.factor_vector,
+        right.noise_dim,
+        right.learning_rate,
+    )
+    where = ([0.0], ball([0.0], 1.0))
+    assert _judge((wrong, *where), (right, *where)) > LIMIT
+
+
+def test_dropping_censored_paths_loses():
+    # The classical error: average only what was seen to leave.
+    from batchwell.ensemble import first_exits
+    from batchwell.estimate import sample_mean
+
+    sgd = SGD(BOWL, 0.14)
+    law = compare_exit_times(sgd, [0.0], ball([0.0], 1.0), ["law"]).answers["law"]
+    exits = first_exits(sgd, [0.0], ball([0.0], 1.0), 2000, 1024, seed=1)
+    careless = sample_mean(exits.steps[exits.observed], "steps")
+    assert distance(law, careless) > 3 * LIMIT
