@@ -312,9 +312,9 @@ def _check_derivative(loss: StochasticLoss, x: Array, key: str) -> None:
     """At x itself: both one-sided differences must agree with the gradient."""
     rng = np.random.Generator(np.random.Philox(20170522))
     u = rng.standard_normal(loss.dim)
-    u, h = jnp.asarray(u / np.linalg.norm(u)), 1e-6 * (1.0 + float(np.max(np.abs(np.asarray(x)))))
-    slope = float(jnp.dot(loss.gradient(x), u))
-    here, up, down = (float(loss.mean(x + s * u)) for s in (0.0, h, -h))
+    way, h = jnp.asarray(u / np.linalg.norm(u)), 1e-6 * (1.0 + float(np.max(np.abs(np.asarray(x)))))
+    slope = float(jnp.dot(loss.gradient(x), way))
+    here, up, down = (float(loss.mean(x + s * way)) for s in (0.0, h, -h))
     after, before = (up - here) / h, (here - down) / h
     tolerance = 1e-3 * max(1.0, abs(slope)) + 1e-14 * (1.0 + abs(here)) / h
     require(

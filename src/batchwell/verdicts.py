@@ -141,7 +141,11 @@ class _Linear:
         """Batch covariance of (H_z - H) x for E xx^T = s."""
         if self.spread is None:
             return np.zeros_like(s)
-        return self.factor * np.einsum("mij,jk,mlk->il", self.spread, s, self.spread, optimize=True)
+        # sum_m G_m s G_m^T as two matrix products: einsum takes ten times as long.
+        d = len(s)
+        right = self.spread.transpose(1, 0, 2).reshape(d, -1)
+        left = (self.spread @ s).transpose(1, 0, 2).reshape(d, -1)
+        return self.factor * (left @ right.T)
 
     def squared(self, s: Floats) -> Floats:
         """H s H."""
