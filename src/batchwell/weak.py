@@ -2,10 +2,12 @@
 
 ``e(eta) = E phi(x_K) - E phi(X_T)``, T = eta K, for SGD and its diffusion of order 1 or 2 from the
 same point. Exact moments are used for quadratic losses, operators on nodes in 1 and 2 dimensions,
-and otherwise a simulation in which both are driven by the same noise.
+and otherwise a simulation with martingale controls (and common noise where it is Gaussian), which
+resolves differences far below the spread of phi.
 
-Source: Hu, Li, Li & Liu, arXiv:1705.07562, theorem 1; Li, Tai & E (ICML 2017); coupled levels as in
-Giles, "Multilevel Monte Carlo methods" (Acta Numerica 24, 2015).
+Source: Hu, Li, Li & Liu, arXiv:1705.07562, theorem 1; Li, Tai & E (ICML 2017); controls as in
+Milstein & Tretyakov, "Practical variance reduction via regression for simulating diffusions" (SIAM
+J. Numer. Anal. 47, 2009).
 """
 
 from __future__ import annotations
