@@ -156,3 +156,45 @@ def test_refusals():
         weak_error(sgd, 1, lambda x: x[0] ** 3, 1.0, [0.2, 0.1], [1.0], method="moments")
     with pytest.raises(InputError, match="one dimension"):
         snapshots(SGD(squares, 0.1), 0.5, [2])
+
+
+def test_martingale_controls_resolve_small_differences():
+    """T2 and T3 by simulation: noise that no Gaussian can be coupled to."""
+    out = weak_errors(
+        SGD(coin_well, 0.1),
+        lambda x: x[0],
+        2.0,
+        [0.05, 0.0125],
+        [0.5],
+        method="simulation",
+        paths=16384,
+    )
+    for order, flow in ((1, 0.965221387), (2, 0.965743033)):
+        error = out[order].errors[1]
+        assert abs(error.value - (0.965789440636 - flow)) < 4 * error.stderr
+        # A plain difference of two samples of this size has a standard error of 1e-3.
+        assert error.stderr < 4e-5
+    sgd = SGD(squares, 0.1, 2, "without_replacement")
+    exact = weak_error(sgd, 2, squares.mean, 1.0, [0.1, 0.05], [1.0, 1.0])
+    drawn = weak_error(
+        sgd, 2, squares.mean, 1.0, [0.1, 0.05], [1.0, 1.0], method="simulation", paths=16384
+    )
+    for a, b in zip(exact.errors, drawn.errors, strict=True):
+        assert abs(a.value - b.value) < 4 * b.stderr
+    assert drawn.errors[1].stderr < 4e-6
+
+
+@pytest.mark.slow
+def test_simulation_where_no_operator_reaches():
+    """Three parameters, logistic loss: order 2 beats order 1, each by many standard errors."""
+    rng = np.random.default_rng(5)
+    rows = rng.standard_normal((16, 3))
+    signs = np.sign(rows @ np.ones(3) + rng.standard_normal(16))
+    loss = finite_sum(
+        lambda w, z: jnp.logaddexp(0.0, -z[1] * (z[0] @ w)) + 0.05 * w @ w, (rows, signs), dim=3
+    )
+    out = weak_errors(SGD(loss, 0.1, 4), loss.mean, 1.0, [0.25, 0.125], np.zeros(3), paths=4096)
+    one, two = (out[o].errors[1] for o in (1, 2))
+    assert out[1].method == "simulation"
+    assert abs(one.value) > 20 * one.stderr
+    assert abs(two.value) < 0.5 * abs(one.value)
