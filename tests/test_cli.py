@@ -230,3 +230,27 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
     assert "--resume" in errors
     assert "Traceback" not in errors
     assert "not finished" in (out / "report.html").read_text()
+
+
+def test_weak_prints_both_orders() -> None:
+    """Least squares at eta = .0125: order 1 is off by -.000879, order 2 by +.000203."""
+    code, text = call("weak", "least-squares", "--observable", "loss")
+    assert code == 0, text
+    assert "-8.790515e-04" in text
+    assert "+2.031236e-04" in text
+
+
+def test_exit_asks_sgd_and_its_diffusion_side_by_side() -> None:
+    words = ["--learning-rate", ".2", "--batch-size", "1", "--method", "law"]
+    code, text = call("exit", "double-well", *words)
+    assert code == 0, text
+    assert "309.393" in text  # SGD, 61.878569 / .2
+    assert "331.343" in text  # diffusion, 66.26862636 / .2
+
+
+def test_numbers_and_domains_are_checked() -> None:
+    code, text = call("exit", "double-well", "--learning-rate", "fast")
+    assert (code, text.count("\n")) == (2, 1)
+    assert "--learning-rate = 'fast'" in text
+    assert "no domain" in call("exit", "least-squares")[1]
+    assert "one of square, first, loss" in call("weak", "double-well", "--observable", "x")[1]

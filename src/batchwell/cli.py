@@ -208,3 +208,90 @@ def problems(name: str | None) -> None:
 def _answer(value: Any, unit: str) -> str:
     text = f"{value:.10g}" if isinstance(value, float) else str(value)
     return text if unit == "1" else f"{text} {unit}"
+
+
+class _Numbers(click.ParamType):
+    """Comma-separated numbers: ``.1,.05``."""
+
+    name = "NUMBERS"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        """The numbers in `value`."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            raise InputError(param.opts[0], value, "must be numbers, e.g. .1,.05") from None
+
+
+def _observables(loss: Any) -> dict[str, Any]:
+    return {"square": lambda x: x @ x, "first": lambda x: x[0], "loss": loss.mean}
+
+
+@main.command()
+@click.argument("name", metavar="PROBLEM")
+@click.option("--observable", default="square", help="square: |x|^2; first: x_1; loss: F(x).")
+@click.option("--horizon", default=1.0, help="Time T = eta k at which laws are compared.")
+@click.option("--learning-rate", type=_Numbers(), default=".1,.05,.025,.0125", show_default=True)
+@click.option("--batch-size", default=1, show_default=True)
+def weak(
+    name: str, observable: str, horizon: float, learning_rate: tuple[float, ...], batch_size: int
+) -> None:
+    """Weak error of the diffusions of order 1 and 2 against SGD, and their observed orders."""
+    from .dynamics import SGD
+    from .errors import one_of
+    from .problems import problem
+    from .weak import weak_errors
+
+    found = problem(name)
+    observables = _observables(found.loss)
+    phi = observables[one_of("--observable", observable, observables)]
+    sgd = SGD(found.loss, learning_rate[0], batch_size)
+    for order, errors in weak_errors(sgd, phi, horizon, learning_rate, found.start).items():
+        click.echo(
+            f"order {order}: E {observable} at time {horizon:g}, {errors.method}\n{errors}\n"
+        )
+
+
+@main.command("exit")
+@click.argument("name", metavar="PROBLEM")
+@click.option("--learning-rate", type=_Numbers(), default=".2,.1", show_default=True)
+@click.option("--batch-size", type=_Numbers(), default="1,2", show_default=True)
+@click.option("--method", "methods", multiple=True, help="Only this one; may be repeated.")
+def exit_times(
+    name: str,
+    learning_rate: tuple[float, ...],
+    batch_size: tuple[float, ...],
+    methods: tuple[str, ...],
+) -> None:
+    """Mean exit time of SGD and of its diffusion from a problem's domain, by every method."""
+    from rich.console import Console
+
+    from .dynamics import SGD, diffusion_approximation
+    from .errors import whole
+    from .problems import problem
+
+    found = problem(name)
+    require(found.domain is not None, "PROBLEM", name, "has no domain to leave: use `study`")
+    rows = []
+    for rate in learning_rate:
+        for size in (whole("--batch-size", int(b)) for b in batch_size if b == int(b)):
+            sgd = SGD(found.loss, rate, size)
+            for title, process in (("SGD", sgd), ("diffusion", diffusion_approximation(sgd))):
+                head = {"eta": f"{rate:g}", "B": str(size), "process": title}
+                rows += [{**head, **row} for row in _exit_rows(process, found, methods)]
+    Console().print(_table("Mean exit times, in SGD steps", rows))
+
+
+def _exit_rows(process: Any, found: Any, methods: tuple[str, ...]) -> list[dict[str, str]]:
+    from .exits import compare_exit_times
+
+    out = compare_exit_times(process, found.start, found.domain, methods or None)
+    answers = {name: f"{e.value:.6g}" for name, e in out.answers.items()}
+    ranges = {
+        name: f"[{e.interval[0]:.6g}, {e.interval[1]:.6g}]" for name, e in out.answers.items()
+    }
+    rows = [{"method": m, "steps": answers[m], "interval": ranges[m]} for m in answers]
+    rows += [{"method": m, "steps": "—", "interval": why} for m, why in out.refused.items()]
+    return [{**row, "agreement": out.verdict if k == 0 else ""} for k, row in enumerate(rows)]

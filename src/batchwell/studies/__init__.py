@@ -177,7 +177,7 @@ def _gather(
     source = f"{loss.n} examples" if loss.noise is None else f"{loss.noise.name} noise"
     base = StudyResult(
         name=plan.subject.name,
-        title=s.title or plan.subject.title,
+        title=s.title or plan.subject.title[:1].upper() + plan.subject.title[1:],
         description=f"{loss.dim} parameters, {source}, sampling {s.sampling.replace('_', ' ')}",
         settings={**settings, "n": loss.n, "dim": loss.dim},
         versions=record["versions"],
