@@ -66,6 +66,8 @@ class Graph:
             return _quiet(UNARY[op], a)
         if op == "neg" and a.op == "neg":
             return a.args[0]
+        if op == "exp" and (gap := self._gap_to_logaddexp(a)) is not None:
+            return self.unary("logistic", gap)
         return self._node(op, (a,), "f")
 
     def add(self, a: Scalar, b: Scalar) -> Scalar:
@@ -189,6 +191,21 @@ class Graph:
         """A random word shifted right."""
         return self._node("shift_right", (a, float(count)), "u")
 
+    def _gap_to_logaddexp(self, a: Node) -> Scalar | None:
+        """p - q when a = p - logaddexp(p, q), or q - p: what softplus and logaddexp derive to.
+
+        Then exp(a) = logistic(p - q), at a third of the cost.
+        """
+        if a.op != "sub":
+            return None
+        left, pair = _without_infinity(a.args[0]), _logaddexp_of(_without_infinity(a.args[1]))
+        if pair is None:
+            return None
+        for p, q in (pair, pair[::-1]):
+            if p is left or (not isinstance(p, Node) and not isinstance(left, Node) and p == left):
+                return self.sub(p, q)
+        return None
+
     def _binary(self, op: str, a: Scalar, b: Scalar) -> Scalar:
         if not isinstance(a, Node) and not isinstance(b, Node):
             return _quiet(BINARY[op], a, b)
@@ -203,6 +220,55 @@ class Graph:
             found = Node(op, args, kind, len(self._known))
             self._known[(op, kind, *keys)] = found
         return found
+
+
+def _without_infinity(a: Scalar) -> Scalar:
+    """v when a is v with infinity replaced by 0."""
+    if isinstance(a, Node) and a.op == "select" and _is(a.args[1], 0):
+        test, v = a.args[0], a.args[2]
+        if isinstance(test, Node) and test.op == "eq" and test.args == (v, math.inf):
+            return v
+    return a
+
+
+def _logaddexp_of(a: Scalar) -> tuple[Scalar, Scalar] | None:
+    """(p, q) when a is jax.numpy's logaddexp(p, q): max(p, q) + log1p(exp(-|p - q|))."""
+    if isinstance(a, Node) and a.op == "select":
+        a = a.args[2]  # the other branch is for p - q not a number
+    if not isinstance(a, Node) or a.op != "add":
+        return None
+    top, rest = a.args
+    for op in ("log1p", "exp", "neg", "abs"):
+        if not isinstance(rest, Node) or rest.op != op:
+            return None
+        rest = rest.args[0]
+    if not isinstance(top, Node) or top.op != "max":
+        return None
+    p, q = top.args
+    gaps: list[tuple[str, tuple[Scalar, ...]]] = [("sub", (p, q))]
+    if _is(p, 0):
+        gaps.append(("neg", (q,)))
+    apart = isinstance(rest, Node) and (rest.op, rest.args) in gaps
+    return (p, q) if apart or (rest is p and _is(q, 0)) else None
+
+
+def terms_of(output: Scalar) -> list[tuple[int, Scalar]]:
+    """The signed terms of a sum, nested sums opened."""
+    if isinstance(output, Node) and output.op in ("add", "sub"):
+        second = 1 if output.op == "add" else -1
+        left, right = terms_of(output.args[0]), terms_of(output.args[1])
+        return [*left, *((second * sign, term) for sign, term in right)]
+    if isinstance(output, Node) and output.op == "neg":
+        return [(-sign, term) for sign, term in terms_of(output.args[0])]
+    return [(1, output)]
+
+
+def depends_on(output: Scalar, prefix: str) -> bool:
+    """Whether an input whose name begins with `prefix` and goes on in digits is needed."""
+    return any(
+        n.op == "input" and n.args[0].startswith(prefix) and n.args[0][len(prefix) :].isdigit()
+        for n in reachable([output])
+    )
 
 
 def reachable(outputs: Iterable[Scalar]) -> list[Node]:

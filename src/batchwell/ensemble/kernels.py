@@ -146,7 +146,8 @@ class Recipe:
     velocity, order
         Whether paths carry a velocity, an order of the data.
     wide
-        Whether a step is so short that two registers per value pay.
+        Whether two registers per value pay: two chains of operations run side by side, where
+        the values of a step, or what is live of them, fit.
     normals
         Number of normals of a step that draws nothing else, and the same number always.
     """

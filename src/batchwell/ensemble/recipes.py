@@ -13,7 +13,7 @@ from .._jax import jax, jnp
 from ..dynamics import SGD, Diffusion, Process, diffusion_approximation
 from ..loss import StochasticLoss
 from ..noise import Noise
-from .ir import Graph
+from .ir import Graph, Scalar, depends_on, terms_of
 from .kernels import (
     NATIVE_LANES,
     Context,
@@ -26,7 +26,7 @@ from .kernels import (
 )
 from .lowering import inputs, lower
 from .step import pairs_of, platen
-from .vector import Val
+from .vector import Val, Var
 
 MAX_LOADED_ROW = 64  # rows of the table up to this long are loaded whole
 WIDE_BELOW = 6  # dimensions below which two registers per value pay
@@ -141,6 +141,71 @@ def _of_example(loss: StochasticLoss, function: Callable[..., Any]) -> tuple[Exp
     return Expressions.of(lower(graph, function, (point, example), (x, z))), columns
 
 
+@dataclass(frozen=True, eq=False)
+class RowSum:
+    """Sums over examples of weighted gradients, ready to be accumulated.
+
+    Attributes
+    ----------
+    step
+        ``acc + weight * gradient`` over x, z, v (the weights) and acc, without `rest`.
+    rest
+        Terms that do not depend on the example, over x and v (at the sums of the weights).
+    columns
+        Columns of z.
+    """
+
+    step: Expressions
+    rest: Expressions
+    columns: int
+
+    def add(self, ctx: Context, sums: list[Var], x: list[Val], z: list[Val], v: list[Val]) -> None:
+        """Take one example in."""
+        acc = [s.get() for s in sums]
+        values = ctx.evaluate(self.step, x=x, z=z, v=v, acc=acc)
+        for total, value in zip(sums, values, strict=True):
+            total.set(value)
+
+    def finish(self, ctx: Context, sums: list[Var], x: list[Val], v: list[Val]) -> list[Val]:
+        """The sums, after the last example; `v` holds the sums of the weights."""
+        rest = ctx.evaluate(self.rest, x=x, v=v)
+        return [ctx.code.add(s.get(), r) for s, r in zip(sums, rest, strict=True)]
+
+
+@lru_cache(maxsize=256)
+def row_sum(loss: StochasticLoss, weights: int) -> RowSum:
+    """Sums of example gradients under so many sets of weights: (weights * d,) outputs.
+
+    A weight enters before the derivative is taken, so that it costs one product and not d. What
+    does not depend on the example, as weight decay, is linear in the weight: one term in all.
+    """
+    graph = Graph()
+    example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), loss.nodes)
+    x, v = inputs(graph, "x", (loss.dim,)), inputs(graph, "v", (weights,))
+    z, columns = _example_nodes(graph, example)
+    shapes = [jax.ShapeDtypeStruct((k,), jnp.float64) for k in (loss.dim, weights)]
+
+    def gradients(x: Any, v: Any, z: Any) -> Any:
+        return [jax.grad(lambda y, w=w: w * loss.function(y, z))(x) for w in v]
+
+    out = Expressions.of(lower(graph, gradients, (*shapes, example), (x, v, z))).outputs
+    acc = inputs(graph, "acc", (len(out),))
+    parts = [_parted(graph, a, o) for a, o in zip(acc, out, strict=True)]
+    step, rest = (Expressions([p[k] for p in parts]) for k in range(2))
+    return RowSum(step, rest, columns)
+
+
+def _parted(graph: Graph, acc: Scalar, output: Scalar) -> tuple[Scalar, Scalar]:
+    """(acc + the terms that depend on the example, the other terms)."""
+    rest: Scalar = 0.0
+    for sign, term in terms_of(output):
+        if depends_on(term, "z"):
+            acc = graph.add(acc, term) if sign > 0 else graph.sub(acc, term)
+        else:
+            rest = graph.add(rest, term) if sign > 0 else graph.sub(rest, term)
+    return acc, rest
+
+
 def _example_nodes(graph: Graph, example: Any) -> tuple[Any, int]:
     """Input nodes z0, z1, ... in the shapes of one example; truth values from reals."""
     leaves, tree = jax.tree.flatten(example)
@@ -163,13 +228,14 @@ def data_table(loss: StochasticLoss) -> np.ndarray:
 
 def stride_of(columns: int, kind: str) -> int:
     """Length of a row of the table in memory: padded, if short, to be loaded by registers."""
-    lanes = NATIVE_LANES[kind]
+    lanes = 2 * NATIVE_LANES[kind]
     return -(-columns // lanes) * lanes if 2 < columns <= MAX_LOADED_ROW else columns
 
 
 @lru_cache(maxsize=256)
 def _data_plan(loss: StochasticLoss, sampling: str, momentum: bool, kind: str) -> Plan:
-    gradient, columns = example_gradient(loss)
+    gradient = row_sum(loss, 1)
+    columns = gradient.columns
     stride = stride_of(columns, kind)
     choose = {
         "with_replacement": _any_row,
@@ -180,14 +246,18 @@ def _data_plan(loss: StochasticLoss, sampling: str, momentum: bool, kind: str) -
     def step(ctx: Context) -> None:
         if sampling == "reshuffle":
             _shuffle_if_due(ctx)
-        sums = ctx.zeros(loss.dim)
+        c, sums = ctx.code, ctx.zeros(loss.dim)
         x = [v.get() for v in ctx.x]
-        with ctx.code.loop(ctx.loaded["batch"]) as b:
+        one = [c.const(1.0, ctx.kind)]
+        with c.loop(ctx.loaded["batch"]) as b:
             z = gathered(ctx, choose(ctx, b), columns, stride)
-            accumulate(ctx, sums, ctx.evaluate(gradient, x=x, z=z), None)
+            gradient.add(ctx, sums, x, z, one)
+        size = c.splat(c.cast("sitofp", ctx.loaded["batch"], ctx.kind))
+        for total, value in zip(sums, gradient.finish(ctx, sums, x, [size]), strict=True):
+            total.set(value)
         descend(ctx, sums, momentum)
 
-    recipe = Recipe(step, loss.dim, momentum, sampling != "with_replacement")
+    recipe = Recipe(step, loss.dim, momentum, sampling != "with_replacement", wide=True)
     return Plan(recipe, data_table(loss), None, columns)
 
 
@@ -434,9 +504,9 @@ def gradient_field(loss: StochasticLoss) -> GradientField:
     if loss.closed_mean is not None:
         code = _lowered(loss.dim, 0, lambda x, xi: loss.gradient(x))
         return GradientField(lambda ctx, x: ctx.evaluate(code, x=x))
-    gradient, columns = example_gradient(loss)
+    gradient = row_sum(loss, 1)
     return GradientField(
-        lambda ctx, x: mean_over_rows(ctx, gradient, columns, x=x),
+        lambda ctx, x: mean_gradient(ctx, gradient, x),
         data_table(loss),
         row_weights(loss),
     )
@@ -450,7 +520,8 @@ def row_weights(loss: StochasticLoss) -> np.ndarray:
 
 def _rows_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
     """Full-batch fields as loops over the data: one pass for gradient and noise together."""
-    gradient, columns = example_gradient(loss)
+    gradient, both_sums = row_sum(loss, 1), row_sum(loss, 2)
+    columns = gradient.columns
     product = _example_hessian_vector(loss) if order == 2 else None
 
     def corrected(ctx: Context, x: list[Val], g: list[Val]) -> list[Val]:
@@ -460,10 +531,10 @@ def _rows_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
         return [ctx.code.fma(ctx.real("half_eta"), h, v) for h, v in zip(hg, g, strict=True)]
 
     def field(ctx: Context, x: list[Val]) -> list[Val]:
-        return corrected(ctx, x, mean_over_rows(ctx, gradient, columns, x=x))
+        return corrected(ctx, x, mean_gradient(ctx, gradient, x))
 
     def both(ctx: Context, x: list[Val]) -> tuple[list[Val], list[Val]]:
-        g, kick = _gradient_and_noise(ctx, gradient, columns, x)
+        g, kick = _gradient_and_noise(ctx, both_sums, x)
         return corrected(ctx, x, g), kick
 
     return Plan(
@@ -505,21 +576,31 @@ def mean_over_rows(ctx: Context, code: Expressions, columns: int, **points: list
     return [s.get() for s in sums]
 
 
+def mean_gradient(ctx: Context, gradient: RowSum, x: list[Val]) -> list[Val]:
+    """grad F over the data: rows in pairs (the table is padded by a row of no weight)."""
+    c, sums = ctx.code, ctx.zeros(len(x))
+    with c.loop(c.shift("lshr", ctx.loaded["rows"], 1)) as pair:
+        for k in range(2):
+            row = c.add(c.mul(pair, c.i64(2)), c.i64(k))
+            z = uniform_row(ctx, row, gradient.columns, gradient.columns)
+            gradient.add(ctx, sums, x, z, [_weight(ctx, row, 0)])
+    return gradient.finish(ctx, sums, x, [c.const(1.0, ctx.kind)])
+
+
 def _gradient_and_noise(
-    ctx: Context, gradient: Expressions, columns: int, x: list[Val]
+    ctx: Context, gradients: RowSum, x: list[Val]
 ) -> tuple[list[Val], list[Val]]:
     """(grad F, sigma xi): with r_i = sqrt(w_i) xi_i, sum r_i g_i - (sum r_i) grad F."""
-    c = ctx.code
-    mean, noise = ctx.zeros(len(x)), ctx.zeros(len(x))
-    total = ctx.zeros(1)[0]
+    c, d = ctx.code, len(x)
+    sums, total = ctx.zeros(2 * d), ctx.zeros(1)[0]
     with c.loop(c.shift("lshr", ctx.loaded["rows"], 1)) as pair:
         for k, xi in enumerate(ctx.normals(2)):
             row = c.add(c.mul(pair, c.i64(2)), c.i64(k))
-            g = ctx.evaluate(gradient, x=x, z=uniform_row(ctx, row, columns, columns))
+            z = uniform_row(ctx, row, gradients.columns, gradients.columns)
             root = c.mul(_weight(ctx, row, 1), xi)
-            accumulate(ctx, mean, g, _weight(ctx, row, 0))
-            accumulate(ctx, noise, g, root)
+            gradients.add(ctx, sums, x, z, [_weight(ctx, row, 0), root])
             total.set(c.add(total.get(), root))
-    g = [m.get() for m in mean]
-    minus = c.neg(total.get())
-    return g, [c.fma(minus, m, n.get()) for m, n in zip(g, noise, strict=True)]
+    whole = total.get()
+    both = gradients.finish(ctx, sums, x, [c.const(1.0, ctx.kind), whole])
+    minus = c.neg(whole)
+    return both[:d], [c.fma(minus, m, n) for m, n in zip(both[:d], both[d:], strict=True)]

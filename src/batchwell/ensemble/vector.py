@@ -153,11 +153,19 @@ class Code:
         return self.call("fma", a, b, c)
 
     def horner(self, x: Val, coefficients: Sequence[float]) -> Val:
-        """The polynomial with these coefficients, highest power first."""
-        out = self.like(coefficients[0], x)
-        for c in coefficients[1:]:
-            out = self.fma(out, x, self.like(c, x))
-        return out
+        """The polynomial with these coefficients, highest power first.
+
+        Long ones by Estrin's scheme: neighbours are joined at once, in a tree, since the time
+        of a kernel is mostly the length of its longest chain of operations.
+        """
+        terms = [self.like(v, x) for v in reversed(coefficients)]
+        power = x
+        while len(terms) > 1:
+            pairs = [self.fma(terms[k + 1], power, terms[k]) for k in range(0, len(terms) - 1, 2)]
+            terms = pairs + terms[len(terms) - len(terms) % 2 :]
+            if len(terms) > 1:
+                power = self.mul(power, power)
+        return terms[0]
 
     def compare(self, how: str, a: Val, b: Val) -> Val:
         """A mask: `how` is LLVM's predicate (olt, une, eq, ult, ...)."""
