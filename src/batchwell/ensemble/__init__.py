@@ -463,7 +463,7 @@ def _exits_on_xla(
 
 def _blocks(total: int) -> Any:
     """(done, count) blocks that grow or shrink so that each lasts about CALL_SECONDS."""
-    done, count = 0, 8
+    done, count = 0, 1
     while done < total:
         count = min(count, total - done)
         clock = time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -137,8 +137,14 @@ def common_arguments(engine: Engine, substeps: int) -> Arguments:
 
 def thread_count(threads: int | None, jobs: int) -> int:
     """How many threads to use for `jobs` pieces of work."""
-    allowed = threads or len(os.sched_getaffinity(0))
+    allowed = threads or _allowed_cores()
     return max(1, min(allowed, jobs))
+
+
+def _allowed_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @lru_cache(maxsize=8)
@@ -151,8 +157,12 @@ def run(call: Kernel, arguments: list[np.ndarray]) -> None:
     if len(arguments) == 1:
         call(arguments[0])
         return
-    for done in [_pool(len(arguments)).submit(call, a) for a in arguments]:
-        done.result()
+    jobs = [_pool(len(arguments)).submit(call, a) for a in arguments]
+    try:
+        for job in jobs:
+            job.result()
+    finally:  # after Ctrl-C too: the arrays must outlive the threads that write to them
+        wait(jobs)
 
 
 @dataclass
