@@ -1,6 +1,6 @@
 /* Hand-written AVX-512/AVX2 kernels: the limit that the fused engine is measured against.
    Same generator (xoshiro128++ per path), same float32 Box-Muller, lanes = paths, by GCC's
-   vector extensions. Build: gcc -O3 -march=native -ffast-math -shared -fPIC */
+   vector extensions. Built by reference.py */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>

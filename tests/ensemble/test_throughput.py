@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -47,3 +48,9 @@ def test_first_exits(bench):
 def test_minibatches(bench):
     case = bench[0].logistic_case("with_replacement", 8, 256)
     assert best_ratio(bench, case) > FLOOR["logistic"]
+
+
+def test_the_reference_leaves_subnormal_numbers_alone(bench):
+    """Code linked with -ffast-math would switch them off for every test after this one."""
+    importlib.import_module("reference").library()
+    assert np.float64(5e-324) * np.float64(1.0) > 0
