@@ -395,8 +395,8 @@ def test_each_stage_of_a_schedule_shuffles_its_own_epochs():
 
     original = module.advance
 
-    def spy(process, state, steps):
-        out = original(process, state, steps)
+    def spy(process, state, steps, **options):
+        out = original(process, state, steps, **options)
         captured.append(out.x.ravel())
         return out
 
