@@ -149,6 +149,7 @@ def test_unbounded_planes_are_sent_back_by_the_law():
     assert inside.determined
 
 
+@pytest.mark.slow
 def test_importance_of_a_diffusion_and_its_weights():
     process = diffusion_approximation(SGD(WELL, 0.05))
     out = mean_exit_time(process, [-1.0], ACROSS, "importance", particles=1024, seed=2)
