@@ -112,6 +112,20 @@ def rare() -> dict[str, Any]:
     }
 
 
+def tilted() -> dict[str, Any]:
+    """The same chance by importance sampling (Gaussian noise only)."""
+    sgd, where = SGD(additive(lambda x: x @ x / 2), 0.0205), ball([0.0], 1.0)
+    exact = mean_exit_time(sgd, [0.0], where, "law").value
+    clock = time.perf_counter()
+    out = mean_exit_time(sgd, [0.0], where, "importance", particles=1024, replicas=8)
+    return {
+        "s": time.perf_counter() - clock,
+        "stderr": out.stderr / out.value,
+        "ratio": out.value / exact,
+        "goal": "10 s at 0.05",
+    }
+
+
 def sharp() -> dict[str, Any]:
     """Sharp law against the generator on the double well, eps = .05."""
     process = diffusion_approximation(SGD(additive(lambda x: (x @ x - 1) ** 2 / 4), 0.05))
@@ -121,7 +135,14 @@ def sharp() -> dict[str, Any]:
     return {"first_s": first, "s": later, "ratio": out.value * 0.05 / 102108.3655, "goal": "-"}
 
 
-TASKS = {"ritz": ritz, "string": string, "thousand": thousand, "rare": rare, "sharp": sharp}
+TASKS = {
+    "ritz": ritz,
+    "string": string,
+    "thousand": thousand,
+    "rare": rare,
+    "tilted": tilted,
+    "sharp": sharp,
+}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or TASKS:

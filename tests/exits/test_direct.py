@@ -1,10 +1,8 @@
 """Direct simulation against exact exit times; censoring; what is refused."""
 
-import numpy as np
 import pytest
 
 from batchwell import SGD, additive, ball, diffusion_approximation, half_space
-from batchwell.domain import Domain
 from batchwell.errors import InputError, RunError
 from batchwell.exits import EXIT_METHODS, mean_exit_time
 
@@ -57,12 +55,6 @@ def test_every_method_refuses_a_start_outside(method):
 def test_unknown_method_lists_the_roster():
     with pytest.raises(InputError, match="direct"):
         mean_exit_time(SGD(QUADRATIC, 0.1), [0.0], UNIT, method="guess")
-
-
-def test_a_basin_is_sent_elsewhere():
-    basin = Domain("basin", 1, labels=lambda p: np.zeros(len(p), dtype=int), label=0)
-    with pytest.raises(InputError, match="level function"):
-        mean_exit_time(SGD(QUADRATIC, 0.1), [0.0], basin)
 
 
 def test_wrong_dimension_is_named():

@@ -147,3 +147,30 @@ def test_unbounded_planes_are_sent_back_by_the_law():
         mean_exit_time(plane, [0.0, 0.0], half_space([1.0, 0.0], 1.0), "law")
     inside = mean_exit_time(plane, [0.0, 0.0], box([-1.0, -1.0], [1.0, 1.0]), "law")
     assert inside.determined
+
+
+@pytest.mark.slow
+def test_importance_of_a_diffusion_and_its_weights():
+    process = diffusion_approximation(SGD(WELL, 0.05))
+    out = mean_exit_time(process, [-1.0], ACROSS, "importance", particles=1024, seed=2)
+    exact = 102108.3655 / 0.05  # T8; 5.4 errors of t with 7 degrees of freedom: 1e-3
+    assert abs(out.value - exact) < 5.4 * out.stderr
+    assert out.stderr < 0.08 * out.value
+    assert "effective paths" in out.notes[0]
+
+
+def test_importance_refuses_noise_it_cannot_tilt():
+    coins = SGD(additive(lambda x: (x @ x - 1) ** 2 / 4, "rademacher"), 0.1)
+    with pytest.raises(InputError, match="Gaussian"):
+        mean_exit_time(coins, [-1.0], ACROSS, "importance")
+
+
+def test_a_start_in_the_plane_finds_ways_through_the_saddle_only():
+    # The boundary lies beyond the saddle, downhill: it is not a way of its own.
+    from batchwell.exits.channels import channels
+
+    plane = additive(lambda x: (x[0] ** 2 - 1) ** 2 / 4 + x[1] ** 2 * (0.6 + 0.4 * x[0]), dim=2)
+    process = diffusion_approximation(SGD(plane, 0.1))
+    ways = channels(process, np.array([-1.0, 0.0]), half_space([1.0, 0.0], 0.8), order=8)
+    assert len(ways) == 1
+    np.testing.assert_allclose(ways[0].path.end, [0.0, 0.0], atol=1e-9)

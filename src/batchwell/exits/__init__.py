@@ -13,7 +13,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from ..domain import Domain
-from ..dynamics import Process
+from ..dynamics import SGD, Process
 from ..errors import one_of
 from ..estimate import Estimate
 from .by_action import by_action
@@ -24,6 +24,7 @@ from .exponents import ExponentRow, exponent_map, holding_batch_size
 from .importance import importance
 from .regime import check_start
 from .roster import ExitMethod
+from .scan import ScanRow, fitted_exponent, scan_exits, survival_curve
 from .sharp import sharp
 from .splitting import splitting
 
@@ -32,10 +33,14 @@ __all__ = [
     "ExitComparison",
     "ExitMethod",
     "ExponentRow",
+    "ScanRow",
     "compare_exit_times",
+    "exit_scan",
     "exponent_map",
+    "fitted_exponent",
     "holding_batch_size",
     "mean_exit_time",
+    "survival_curve",
 ]
 
 EXIT_METHODS: dict[str, ExitMethod] = {
@@ -130,3 +135,29 @@ def compare_exit_times(
     check_start(process, start, domain)
     rows = {name: EXIT_METHODS[name] for name in names}
     return compare(rows, process, start, domain, options or {})
+
+
+def exit_scan(
+    process: SGD,
+    start: ArrayLike,
+    domain: Domain,
+    learning_rates: Sequence[float],
+    batch_sizes: Sequence[int],
+    methods: Sequence[str] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[ScanRow]:
+    """`compare_exit_times` for every learning rate and batch size, with both exponents.
+
+    The numbers of the figure of log time against B/eta; `fitted_exponent` gives its slope.
+
+    Examples
+    --------
+    >>> from batchwell import SGD, additive, half_space
+    >>> sgd = SGD(additive(lambda x: (x @ x - 1) ** 2 / 4), learning_rate=0.1)
+    >>> rows = exit_scan(sgd, [-1.0], half_space([1.0], 0.0), [0.1], [1, 2], ["law"])
+    >>> round(fitted_exponent(rows, "law").value, 2), round(rows[0].exponents.sgd, 2)
+    (0.49, 0.5)
+    """
+    return scan_exits(
+        compare_exit_times, process, start, domain, learning_rates, batch_sizes, methods, options
+    )

@@ -59,9 +59,12 @@ def channels(
         over = []
     except RunError as error:
         over, refused = [], [*refused, error]
-    # A path over the boundary that costs as much as a saddle's goes through that saddle.
-    floor = min((c.path.action for c in through), default=np.inf)
-    out = through + [c for c in over if c.path.action < 0.999 * floor]
+    if through:
+        # A path that costs as much as a saddle's, or that ends where the drift leads out anyway,
+        # goes through that saddle.
+        floor = min(c.path.action for c in through)
+        over = [c for c in over if c.path.action < 0.999 * floor and _against(process, c, domain)]
+    out = through + over
     if not out:
         raise (
             refused[0]
@@ -97,3 +100,10 @@ def _fate(process: Process, x: np.ndarray, minimum: np.ndarray, domain: Domain) 
     if not inside or float(domain.level(jnp.asarray(end))) > -1e-3 * size:
         return "out"
     return "minimum" if np.linalg.norm(end - minimum) < 0.05 * size else "elsewhere"
+
+
+def _against(process: Process, way: Channel, domain: Domain) -> bool:
+    """Whether the drift points into the domain where `way` meets the boundary."""
+    assert domain.level is not None
+    x = jnp.asarray(way.path.end)
+    return float(jnp.dot(jax.grad(domain.level)(x), drift_of(process)(x))) < 0

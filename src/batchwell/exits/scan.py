@@ -1,0 +1,121 @@
+"""Numbers behind the figures on escape: times over batch size and learning rate, survival."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..domain import Domain
+from ..dynamics import SGD
+from ..ensemble import FirstExits
+from ..errors import require
+from ..estimate import Estimate, exponential_mean
+from .compare import ExitComparison
+from .exponents import ExponentRow, exponent_map
+
+Floats = NDArray[np.float64]
+Compare = Callable[..., ExitComparison]
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """Exit times at one learning rate and batch size.
+
+    Attributes
+    ----------
+    process
+        SGD there.
+    inverse_temperature
+        1 / eps, B/eta with replacement.
+    comparison
+        Answers of all methods, in SGD steps.
+    exponents
+        V of SGD and of its diffusion.
+    """
+
+    process: SGD
+    inverse_temperature: float
+    comparison: ExitComparison
+    exponents: ExponentRow
+
+
+def scan_exits(
+    compare: Compare,
+    process: SGD,
+    start: ArrayLike,
+    domain: Domain,
+    learning_rates: Sequence[float],
+    batch_sizes: Sequence[int],
+    methods: Sequence[str] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[ScanRow]:
+    """Run `compare` (`compare_exit_times`) over learning rates and batch sizes.
+
+    The exponents do not depend on the learning rate: they are computed once per batch size.
+    """
+    require(
+        bool(learning_rates) and bool(batch_sizes), "batch_sizes", batch_sizes, "must not be empty"
+    )
+    lines = exponent_map(process, start, domain, batch_sizes, (process.sampling,))
+    rows = []
+    for eta in learning_rates:
+        for size, line in zip(batch_sizes, lines, strict=True):
+            here = replace(process, learning_rate=eta, batch_size=size)
+            answer = compare(here, start, domain, methods, options)
+            rows.append(ScanRow(here, 1.0 / here.temperature, answer, line))
+    return rows
+
+
+def fitted_exponent(rows: Sequence[ScanRow], method: str = "direct") -> Estimate:
+    """Slope of log exit steps against 1 / eps, by weighted least squares over `rows`.
+
+    To be compared with both exponents of the rows. It still contains the slope of the prefactor.
+
+    Raises
+    ------
+    InputError
+        Fewer than two rows where `method` answered.
+    """
+    used = [r for r in rows if method in r.comparison.answers]
+    require(len(used) >= 2, "method", method, "must have answered for at least two rows")
+    x = np.array([r.inverse_temperature for r in used])
+    answers = [r.comparison.answers[method] for r in used]
+    y = np.array([math.log(a.value) for a in answers])
+    error = np.array(
+        [max(a.stderr / a.value, 1e-6) if a.stderr == a.stderr else 0.1 for a in answers]
+    )
+    weights = error**-2.0
+    centred = x - np.average(x, weights=weights)
+    spread = float(np.sum(weights * centred**2))
+    require(spread > 0, "batch_sizes", len(used), "must give at least two temperatures")
+    slope, stderr = float(np.sum(weights * centred * y)) / spread, spread**-0.5
+    return Estimate(
+        slope,
+        stderr,
+        (slope - 1.96 * stderr, slope + 1.96 * stderr),
+        "loss",
+        f"weighted slope of log exit steps ({method})",
+        len(used),
+    )
+
+
+def survival_curve(exits: FirstExits) -> dict[str, Floats]:
+    """Share still inside against time, beside the exponential law of the same mean.
+
+    Censoring happens at one horizon for all paths, so the share needs no correction before it.
+
+    Returns
+    -------
+    dict
+        "steps", "share" and "exponential", each (events + 1,).
+    """
+    n = len(exits.steps)
+    steps = np.concatenate([[0.0], np.sort(exits.steps[exits.observed])])
+    share = 1.0 - np.arange(len(steps)) / n
+    mean = exponential_mean(float(exits.steps.sum()), int(exits.observed.sum()), n).value
+    return {"steps": steps, "share": share, "exponential": np.exp(-steps / mean)}
