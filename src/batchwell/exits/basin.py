@@ -24,6 +24,7 @@ PILOT_PATHS = 16
 RARE_LOOKS = 16  # looks within the horizon if no pilot path left
 LOOKS = 100  # looks per mean exit time that the check interval aims at
 Progress = Callable[[int, int], None]
+Advance = Callable[[Ensemble, int], Ensemble]
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def basin_exits(
     looks: int = LOOKS,
     substeps: int = DEFAULT_SUBSTEPS,
     threads: int | None = None,
+    precision: str = "float64",
     progress: Progress | None = None,
 ) -> BasinExits:
     """First exits from a `landscape.basin`, by simulation and quench.
@@ -107,6 +109,8 @@ def basin_exits(
         SGD steps after which a path that is still inside is censored.
     threads
         For simulation and quench; by default one per core (results do not depend on it).
+    precision
+        Of the simulation, see `ensemble.Options`; quenches are always in float64.
     check_every
         SGD steps between looks; by default a pilot run chooses it from `looks`.
     looks
@@ -139,28 +143,25 @@ def basin_exits(
     def begin(count: int, name: str) -> Ensemble:
         return start(process, origin, count, seed, name, substeps)
 
+    def ahead(state: Ensemble, steps: int) -> Ensemble:
+        return advance(process, state, steps, substeps, threads=threads, precision=precision)
+
     if check_every is None:
         pilot = begin(min(PILOT_PATHS, paths), stream + "/pilot")
-        check_every = _pilot_interval(process, pilot, domain, horizon, looks, substeps, threads)
+        check_every = _pilot_interval(ahead, pilot, domain, horizon, looks)
     watch = _Watch(begin(paths, stream), domain, whole("check_every", check_every), horizon)
-    return watch.run(process, substeps, threads, progress)
+    return watch.run(ahead, progress)
 
 
 def _pilot_interval(
-    process: Process,
-    pilot: Ensemble,
-    domain: Domain,
-    horizon: int,
-    looks: int,
-    substeps: int,
-    threads: int | None,
+    ahead: Advance, pilot: Ensemble, domain: Domain, horizon: int, looks: int
 ) -> int:
     """Look at doubling times until half of the pilot paths are out; a share of their mean."""
     inside, total, look = np.ones(len(pilot.paths), dtype=bool), 0.0, 1
     while pilot.step < horizon and 2 * inside.sum() > len(inside):
-        ahead = min(look, horizon) - pilot.step
-        pilot = advance(process, pilot, ahead, substeps, threads=threads)
-        total += ahead * inside.sum()
+        steps = min(look, horizon) - pilot.step
+        pilot = ahead(pilot, steps)
+        total += steps * inside.sum()
         inside[inside] = domain.contains(pilot.x[inside])
         look *= 2
     if inside.all():
@@ -180,19 +181,13 @@ class _Watch:
         self.coarse, self.coarse_observed = self.steps.copy(), self.observed.copy()
         self.labels, self.points = np.full(count, domain.label), state.x.copy()
 
-    def run(
-        self,
-        process: Process,
-        substeps: int,
-        threads: int | None,
-        progress: Progress | None,
-    ) -> BasinExits:
+    def run(self, ahead: Advance, progress: Progress | None) -> BasinExits:
         look = 0
         while self.state.step < self.horizon and not self.coarse_observed.all():
-            ahead = min(self.every, self.horizon - self.state.step)
-            self.state = advance(process, self.state, ahead, substeps, threads=threads)
+            steps = min(self.every, self.horizon - self.state.step)
+            self.state = ahead(self.state, steps)
             look += 1
-            self._look(ahead, even=look % 2 == 0)
+            self._look(steps, even=look % 2 == 0)
             if progress is not None:
                 progress(self.state.step, self.horizon)
         return BasinExits(
@@ -206,7 +201,7 @@ class _Watch:
             self.horizon,
         )
 
-    def _look(self, ahead: int, even: bool) -> None:
+    def _look(self, steps: int, even: bool) -> None:
         assert self.domain.labels is not None
         going = np.flatnonzero(~self.coarse_observed[self.rows])
         points, paths = self.state.x[going], self.rows[going]
@@ -214,7 +209,7 @@ class _Watch:
         out, first = labels != self.domain.label, ~self.observed[paths]
         self.points[paths[first]] = points[first]
         fresh = out & first
-        self.steps[paths[fresh]] = self.state.step - (ahead - 1) / 2
+        self.steps[paths[fresh]] = self.state.step - (steps - 1) / 2
         self.labels[paths[fresh]] = labels[fresh]
         self.observed[paths[fresh]] = True
         if even:

@@ -59,6 +59,8 @@ def run_escape(
         looks=plan.settings.looks,
         substeps=plan.settings.substeps,
         threads=1,  # cells run side by side
+        # A diffusion's steps dt are far above float32's resolution; SGD itself stays exact.
+        precision="float64" if cell.process == "sgd" else "float32",
         progress=progress,
     )
     arrays = {
