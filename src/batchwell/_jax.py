@@ -7,6 +7,9 @@ number in this library is ever a silent float32.
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
+from typing import Any
 
 # Without this, JAX warns about missing accelerators on the plain machines that we serve.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -16,4 +19,20 @@ import jax.numpy as jnp
 
 jax.config.update("jax_enable_x64", True)
 
-__all__ = ["jax", "jnp"]
+# XLA on the CPU runs a computation, and the pieces that it is split into, on the same few threads:
+# callers from as many threads as there are cores can wait for each other for ever (seen with
+# batched LAPACK calls on two cores). Fused kernels do not go through XLA and need no lock.
+XLA_LOCK = threading.RLock()
+
+
+def serial(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """`compiled`, one call at a time over all threads, waiting for its result."""
+
+    def call(*arguments: Any) -> Any:
+        with XLA_LOCK:
+            return jax.block_until_ready(compiled(*arguments))
+
+    return call
+
+
+__all__ = ["XLA_LOCK", "jax", "jnp", "serial"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._jax import jax, jnp
+from .._jax import jax, jnp, serial
 from ..loss import StochasticLoss
 
 Array = Any
@@ -47,7 +47,7 @@ def _compiled(loss: StochasticLoss) -> Callable[..., Any]:
         x, _, h, _, label = jax.lax.while_loop(going, body, begin)
         return x, label, h
 
-    return jax.jit(jax.vmap(one, in_axes=(0, 0, None, None, None, None, None)))
+    return serial(jax.jit(jax.vmap(one, in_axes=(0, 0, None, None, None, None, None))))
 
 
 def label_of(x: Array, centers: Array, roots: Array, radii: Array) -> Array:

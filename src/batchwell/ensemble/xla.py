@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._jax import jax, jnp
+from .._jax import jax, jnp, serial
 from ..domain import Domain
 from ..dynamics import Process
 from .observe import Bins, Observable, Sums
@@ -32,7 +32,7 @@ def advancer(process: Process, substeps: int, scheme: str = "heun") -> Callable[
     def run(k: Array, steps: Array, x: Array, memory: Any, rng: Array) -> Any:
         return jax.lax.fori_loop(k, k + steps, lambda i, state: many(i, *state), (x, memory, rng))
 
-    return run
+    return serial(run)
 
 
 @lru_cache(maxsize=64)
@@ -63,7 +63,7 @@ def exit_finder(
             k, k + steps, lambda i, state: many(i, *state), (x, memory, rng, left)
         )
 
-    return run
+    return serial(run)
 
 
 class Stepper:
@@ -112,7 +112,7 @@ def watcher(
                 _count(values, bins, sums.counts)
         return x
 
-    return run
+    return serial(run)
 
 
 def _count(values: np.ndarray, bins: Bins, counts: np.ndarray) -> None:

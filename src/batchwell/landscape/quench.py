@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._jax import jax, jnp
+from .._jax import jax, jnp, serial
 from ..domain import Domain
 from ..ensemble.flow import Flow, Regions, gradient_flow
 from ..errors import Divergence, InputError, require, whole
@@ -219,9 +219,8 @@ def _search(loss: StochasticLoss, x: np.ndarray, known: Attractors) -> Attractor
 def polish(loss: StochasticLoss, x: np.ndarray, iterations: int = 12) -> np.ndarray:
     """Newton's method from each of `x` (n, d); rows that reach no minimum become NaN."""
     size = _padded(len(x))
-    ends, norms, lowest = (
-        np.asarray(a)[: len(x)] for a in _polisher(loss, iterations)(_pad(x, size))
-    )
+    found = _polisher(loss, iterations)(_pad(x, size))
+    ends, norms, lowest = (np.asarray(a)[: len(x)] for a in found)
     out = np.array(ends)
     out[~((norms < STATIONARY) & (lowest > FLAT))] = np.nan
     return out
@@ -240,7 +239,7 @@ def _polisher(loss: StochasticLoss, iterations: int) -> Callable[[Array], Any]:
         values = jnp.linalg.eigvalsh(loss.hessian(x))
         return x, jnp.linalg.norm(loss.gradient(x)), values[0] / jnp.max(jnp.abs(values))
 
-    return jax.jit(jax.vmap(one))
+    return serial(jax.jit(jax.vmap(one)))
 
 
 def add_attractor(loss: StochasticLoss, known: Attractors, center: np.ndarray) -> Attractors:
@@ -287,12 +286,12 @@ def _descent(loss: StochasticLoss) -> Callable[..., Any]:
         gradients = jax.vmap(loss.gradient)(center + offsets)
         return jnp.all(jnp.einsum("ni,ij,nj->n", offsets, hessian, gradients) > 0)
 
-    return jax.jit(falls)
+    return serial(jax.jit(falls))
 
 
 @lru_cache(maxsize=32)
 def _hessian(loss: StochasticLoss) -> Callable[[Array], Array]:
-    return jax.jit(loss.hessian)
+    return serial(jax.jit(loss.hessian))
 
 
 @dataclass

@@ -21,15 +21,15 @@ ROWS, FLIPPED, DECAY = 120, 0.15, 1e-3
 
 
 @lru_cache(maxsize=4)
-def _breast_cancer(components: int, whiten: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Standardised principal components (569, components) and labels -1, +1 (569,)."""
+def _breast_cancer(components: int) -> tuple[np.ndarray, np.ndarray]:
+    """Principal components of variance 1 (569, components) and labels -1, +1 (569,)."""
     from sklearn.datasets import load_breast_cancer
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 
     features, labels = load_breast_cancer(return_X_y=True)
     standard = StandardScaler().fit_transform(features)
-    reduced = PCA(components, whiten=whiten, svd_solver="full").fit_transform(standard)
+    reduced = PCA(components, whiten=True, svd_solver="full").fit_transform(standard)
     return reduced, 2.0 * labels - 1.0
 
 
@@ -48,7 +48,7 @@ def network_loss(w: Array, z: tuple[Array, Array]) -> Array:
 
 def network_data() -> tuple[np.ndarray, np.ndarray]:
     """120 rows of breast_cancer, four whitened components, 15 % of labels flipped."""
-    features, labels = _breast_cancer(INPUTS, True)
+    features, labels = _breast_cancer(INPUTS)
     rng = generator(0, "breast-cancer-network")
     rows = rng.choice(len(labels), ROWS, replace=False)
     flip = np.where(rng.random(ROWS) < FLIPPED, -1.0, 1.0)
@@ -83,8 +83,8 @@ def breast_cancer_network() -> Problem:
 
 
 def logistic_data(components: int) -> tuple[np.ndarray, np.ndarray]:
-    """All 569 rows: `components` principal components and a constant 1; labels -1, +1."""
-    features, labels = _breast_cancer(components, False)
+    """All 569 rows: `components` whitened principal components and a constant 1; labels -1, +1."""
+    features, labels = _breast_cancer(components)
     return np.column_stack([features, np.ones(len(features))]), labels
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .._jax import XLA_LOCK
 from ..dynamics import SGD
 from ..estimate import Estimate, sample_mean, share
 from ..exits.basin import BasinExits, basin_exits
@@ -198,7 +199,8 @@ def run_verdict(
 ) -> tuple[Arrays, Facts]:
     """Judge the diffusion at one minimum."""
     sgd = plan.sgd(cell.learning_rate, cell.batch_size)
-    return {}, validity(sgd, cell.minimum.x, seed=plan.settings.seed).to_dict()
+    with XLA_LOCK:
+        return {}, validity(sgd, cell.minimum.x, seed=plan.settings.seed).to_dict()
 
 
 def verdict_row(

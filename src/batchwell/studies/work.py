@@ -76,7 +76,7 @@ def run_tasks(
     open_ = [task for task in todo if not run.has(task.name)]
     if not open_:
         return errors
-    count = workers or min(4, os.cpu_count() or 1)
+    count = workers or min(4, len(os.sched_getaffinity(0)))
     with (
         tracked(len(open_), "escapes and final basins", quiet) as tracker,
         ThreadPoolExecutor(count) as pool,
