@@ -31,7 +31,6 @@ test-slow: ## the slow tests only
 	@$(PYTEST) -m slow
 
 bench: ## compare with other libraries (fetches torch, several GB)
-	@test -f benchmarks/run.py || { echo "benchmarks/run.py is not there yet" >&2; exit 1; }
 	@$(SETUP) --extra bench -- $(BIN)/python benchmarks/run.py
 
 clean: ## remove .venv, caches and builds; keeps results
