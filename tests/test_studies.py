@@ -261,3 +261,14 @@ def test_momentum_leaves_the_second_order_out(tmp_path: Path) -> None:
 def test_divergence_is_a_run_error() -> None:
     assert issubclass(Divergence, RunError)
     assert Divergence("x").exit_code == 1
+
+
+def test_runs_without_a_name_get_places_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quick = {**SMALL, "diffusion_orders": [], "horizon": 20}
+    places = [bw.study("double-well", **quick).path for _ in range(2)]
+    assert [p.name for p in places] == ["double-well", "double-well-2"]
+    again = bw.study("double-well", resume=True, **quick)
+    assert again.path.name == "double-well-2"

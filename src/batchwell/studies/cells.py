@@ -207,15 +207,15 @@ def verdict_row(
     plan: Plan, landscape: Landscape, cell: VerdictCell, arrays: Arrays, facts: Mapping[str, Any]
 ) -> Facts:
     """The judgement as the report shows it: one line per use, each reason once."""
-    uses = [f"{v['use'].replace('_', ' ')}: {v['trust']}" for v in facts["verdicts"]]
+    uses = "; ".join(f"{v['use'].replace('_', ' ')}: {v['trust']}" for v in facts["verdicts"])
     reasons = dict.fromkeys(v["reason"] for v in facts["verdicts"])
     several = f", η = {cell.learning_rate:g}" if len(plan.settings.learning_rates) > 1 else ""
     role = f" ({cell.role})" if cell.role in ROLES else ""
     return {
         "question": f"{cell.minimum.label}{role}, B = {cell.batch_size}{several}",
-        "verdict": "; ".join(uses) + ".",
+        "verdict": uses[0].upper() + uses[1:] + ".",
         "reason": " ".join(f"{reason[0].upper()}{reason[1:]}." for reason in reasons),
-        "numbers": {name: facts["numbers"][name] for name in SHOWN_NUMBERS},
+        "numbers": {k: v for k in SHOWN_NUMBERS if (v := facts["numbers"][k]) != "nan"},
     }
 
 
