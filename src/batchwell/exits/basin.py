@@ -21,7 +21,7 @@ from ..errors import InputError, require, whole
 from ..estimate import Estimate, censored_mean
 
 PILOT_PATHS = 16
-RARE_LOOKS = 16  # looks within the horizon if no pilot path left
+RARE_LOOKS = 10  # looks within the horizon if no pilot path left
 LOOKS = 100  # looks per mean exit time that the check interval aims at
 Progress = Callable[[int, int], None]
 Advance = Callable[[Ensemble, int], Ensemble]

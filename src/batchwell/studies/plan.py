@@ -146,9 +146,9 @@ class Plan:
         ]
 
     def verdict_cells(self, landscape: Landscape) -> list[VerdictCell]:
-        """Where the diffusion is judged: chosen minima; smallest, middle and largest batch."""
+        """Where the diffusion is judged: chosen minima, at the middle and the largest batch."""
         sizes = sorted(self.settings.batch_sizes)
-        judged = sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]})
+        judged = sorted({sizes[len(sizes) // 2], sizes[-1]})
         return [
             VerdictCell(minimum, role, rate, size)
             for role, minimum in self.chosen(landscape).items()
