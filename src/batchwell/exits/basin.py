@@ -21,7 +21,7 @@ from ..errors import InputError, require, whole
 from ..estimate import Estimate, censored_mean
 
 PILOT_PATHS = 16
-RARE_LOOKS = 10  # looks within the horizon if no pilot path left
+RARE_LOOKS = 50  # looks within the horizon, at least
 LOOKS = 100  # looks per mean exit time that the check interval aims at
 Progress = Callable[[int, int], None]
 Advance = Callable[[Ensemble, int], Ensemble]
@@ -147,10 +147,35 @@ def basin_exits(
         return advance(process, state, steps, substeps, threads=threads, precision=precision)
 
     if check_every is None:
-        pilot = begin(min(PILOT_PATHS, paths), stream + "/pilot")
-        check_every = _pilot_interval(ahead, pilot, domain, horizon, looks)
+        check_every = check_interval(
+            process, origin, domain, horizon, seed, stream, looks, substeps, threads
+        )
     watch = _Watch(begin(paths, stream), domain, whole("check_every", check_every), horizon)
     return watch.run(ahead, progress)
+
+
+def check_interval(
+    process: Process,
+    x0: ArrayLike,
+    domain: Domain,
+    horizon: int,
+    seed: int = 0,
+    stream: str = "basin-exits",
+    looks: int = LOOKS,
+    substeps: int = DEFAULT_SUBSTEPS,
+    threads: int | None = None,
+) -> int:
+    """SGD steps between looks that a pilot run of 16 paths suggests.
+
+    Its mean exit time over `looks`, and at most a fiftieth of the horizon. Processes that are to
+    be compared need one interval for all: brief excursions count or do not count for each alike.
+    """
+
+    def ahead(state: Ensemble, steps: int) -> Ensemble:
+        return advance(process, state, steps, substeps, threads=threads)
+
+    pilot = start(process, x0, PILOT_PATHS, seed, stream + "/pilot", substeps)
+    return _pilot_interval(ahead, pilot, domain, horizon, looks)
 
 
 def _pilot_interval(
@@ -164,10 +189,8 @@ def _pilot_interval(
         total += steps * inside.sum()
         inside[inside] = domain.contains(pilot.x[inside])
         look *= 2
-    if inside.all():
-        # Exits are so rare that looks can be, too: what they miss is short against the mean.
-        return max(1, horizon // RARE_LOOKS)
-    return max(1, min(round(total / (~inside).sum() / looks), horizon // looks))
+    mean = total / max(1, int((~inside).sum()))
+    return max(1, min(round(mean / looks), horizon // RARE_LOOKS))
 
 
 class _Watch:

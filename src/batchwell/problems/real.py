@@ -75,7 +75,7 @@ def breast_cancer_network() -> Problem:
             "diffusion_paths": 12,
             "diffusion_horizon": 3_000,
             "substeps": 2,
-            "looks": 12,
+            "looks": 16,
             "examples": 20_000,
             "final_paths": 48,
         },

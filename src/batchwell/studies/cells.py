@@ -12,7 +12,7 @@ import numpy as np
 from .._jax import XLA_LOCK
 from ..dynamics import SGD
 from ..estimate import Estimate, sample_mean, share
-from ..exits.basin import BasinExits, basin_exits
+from ..exits.basin import BasinExits, basin_exits, check_interval
 from ..landscape import BasinMap, Landscape, basin, classify, line_profile, shapes
 from ..metastable import NOWHERE, UNLISTED, final_basins, stages
 from ..results import EscapeRow, FinalRow, LineRow, MinimumRow
@@ -49,6 +49,17 @@ def run_escape(
     loss = plan.subject.loss
     home = basin(loss, landscape.attractors, cell.minimum.attractor, threads=1)
     horizon, paths = limits(plan, cell.process)
+    # One interval for SGD and its diffusions, so that their exits mean the same.
+    every = check_interval(
+        plan.sgd(cell.learning_rate, cell.batch_size),
+        cell.minimum.x,
+        home,
+        plan.settings.horizon,
+        plan.settings.seed,
+        f"pilot-{cell.minimum.label}-eta{cell.learning_rate:g}-B{cell.batch_size}",
+        plan.settings.looks,
+        threads=1,
+    )
     exits = basin_exits(
         plan.process(cell.process, cell.learning_rate, cell.batch_size),
         cell.minimum.x,
@@ -57,7 +68,7 @@ def run_escape(
         paths,
         plan.settings.seed,
         cell.name,
-        looks=plan.settings.looks,
+        check_every=every,
         substeps=plan.settings.substeps,
         threads=1,  # cells run side by side
         # A diffusion's steps dt are far above float32's resolution; SGD itself stays exact.
