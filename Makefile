@@ -12,13 +12,13 @@ help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: ## make or update .venv, with what the tests need
-	@$(SETUP) --extra dev
+	@$(SETUP) --extra dev --extra torch
 
 demo: ## how long a small real network stays in its minima, by batch size
 	@$(SETUP) -- $(BIN)/batchwell study breast-cancer-network
 
 lint: ## style, format and types
-	@$(SETUP) --extra dev
+	@$(SETUP) --extra dev --extra torch
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy --no-error-summary
@@ -27,7 +27,7 @@ test: lint ## lint, then every test but the slow ones
 	@$(PYTEST)
 
 test-slow: ## the slow tests only
-	@$(SETUP) --extra dev
+	@$(SETUP) --extra dev --extra torch
 	@$(PYTEST) -m slow
 
 bench: ## compare with other libraries (fetches torch, several GB)

@@ -143,12 +143,13 @@ def call(command: list[str], lock: int) -> None:
 
 def build(wanted: set[str], lock: int) -> None:
     """Make or update the environment and stamp it."""
-    uv = shutil.which("uv")
+    stamp = read_stamp()
+    extras = sorted(wanted | set(stamp.get("extras", ())))
+    # uv looks for torch past the index that pip is set to, and fetches gigabytes of CUDA.
+    uv = None if "torch" in extras else shutil.which("uv")
     tool = "uv" if uv else "pip"
     home = digest(PYTHON, str(ROOT), tool)
-    stamp = read_stamp()
     reusable = stamp.get("home") == home
-    extras = sorted(wanted | set(stamp.get("extras", ())))
     target = f".[{','.join(extras)}]" if extras else "."
 
     verb = "updating" if reusable else "making"
