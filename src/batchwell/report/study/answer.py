@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import log2
 
-from ..results import EscapeRow, FinalRow, StudyResult
-from . import reading, sections
-from .ratios import Difference, Ratio, difference, per_doubling, ratio
-from .wording import (
+from ...results import EscapeRow, FinalRow, StudyResult
+from ..ratios import Difference, Ratio, difference, per_doubling, ratio
+from ..wording import (
     NOTHING,
     at_least,
     censored,
@@ -24,6 +23,7 @@ from .wording import (
     share,
     spoken,
 )
+from . import reading, sections
 
 
 def answer(result: StudyResult) -> str:
