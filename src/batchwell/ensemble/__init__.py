@@ -402,7 +402,7 @@ def first_exits(
     if settings.engine != "xla":
         try:
             engine = fused.engine_of(process, settings.scheme, settings.precision)
-            test = exits.exit_test(process, domain, bridge)
+            test = exits.exit_test(process, domain, bridge, engine.recipe.loops)
             found = exits.find_exits(
                 engine,
                 test,

@@ -13,7 +13,11 @@ import numpy as np
 
 from ..dynamics import SGD, Process
 from . import cuda
-from .kernels import ARGS, REALS, Exit, Recipe, advance_source
+from .advance_kernel import advance_source
+from .exit_kernel import Exit
+from .kernels import ARGS, REALS, Recipe
+from .loop_recipes import loop_plan_of
+from .lowering import Unsupported
 from .native import Kernel, compile_kernel
 from .recipes import GradientField, Plan, plan_of, reals_of, stride_of
 
@@ -36,10 +40,23 @@ class Engine:
         return self.plan.recipe
 
 
-def engine_of(process: Process, scheme: str = "heun", precision: str = "float64") -> Engine:
-    """The engine of a process; raises `lowering.Unsupported`."""
+def engine_of(
+    process: Process, scheme: str = "heun", precision: str = "float64", loops: bool | None = None
+) -> Engine:
+    """The engine of a process; raises `lowering.Unsupported`.
+
+    `loops` asks for array code or for straight-line code; by default what is too long for
+    straight-line code, or has no such form, loops.
+    """
     kind = KIND[precision]
-    return Engine(process, plan_of(process, scheme, kind), kind, scheme)
+    if loops:
+        return Engine(process, loop_plan_of(process, scheme, kind), kind, scheme)
+    try:
+        return Engine(process, plan_of(process, scheme, kind), kind, scheme)
+    except Unsupported:
+        if loops is not None:
+            raise
+    return Engine(process, loop_plan_of(process, scheme, kind), kind, scheme)
 
 
 _kernels: dict[tuple[Any, ...], Kernel] = {}
@@ -103,7 +120,9 @@ def _tables(plan: Plan, kind: str, gathers: bool) -> tuple[np.ndarray, np.ndarra
     assert plan.table is not None
     table = plan.table
     if gathers:
-        padded = np.zeros((len(table), stride_of(plan.columns, kind)), DTYPE[kind])
+        padded = np.zeros(
+            (len(table), stride_of(plan.columns, kind, plan.recipe.loops)), DTYPE[kind]
+        )
         padded[:, : plan.columns] = table
         return padded, np.zeros(1, DTYPE[kind])
     return blocked_table(plan, kind)

@@ -226,10 +226,14 @@ def data_table(loss: StochasticLoss) -> np.ndarray:
     return np.concatenate([a.reshape(len(a), -1).astype(np.float64) for a in leaves], axis=1)
 
 
-def stride_of(columns: int, kind: str) -> int:
-    """Length of a row of the table in memory: padded, if short, to be loaded by registers."""
+def stride_of(columns: int, kind: str, loops: bool = False) -> int:
+    """Length of a row of the table in memory: padded, if short, to be loaded by registers.
+
+    Recipes that loop load rows of any length so.
+    """
     lanes = 2 * NATIVE_LANES[kind]
-    return -(-columns // lanes) * lanes if 2 < columns <= MAX_LOADED_ROW else columns
+    padded = loops or 2 < columns <= MAX_LOADED_ROW
+    return -(-columns // lanes) * lanes if padded else columns
 
 
 @lru_cache(maxsize=256)
@@ -237,15 +241,11 @@ def _data_plan(loss: StochasticLoss, sampling: str, momentum: bool, kind: str) -
     gradient = row_sum(loss, 1)
     columns = gradient.columns
     stride = stride_of(columns, kind)
-    choose = {
-        "with_replacement": _any_row,
-        "without_replacement": _subset_row,
-        "reshuffle": _epoch_row,
-    }[sampling]
+    choose = CHOOSE[sampling]
 
     def step(ctx: Context) -> None:
         if sampling == "reshuffle":
-            _shuffle_if_due(ctx)
+            shuffle_if_due(ctx)
         c, sums = ctx.code, ctx.zeros(loss.dim)
         x = [v.get() for v in ctx.x]
         one = [c.const(1.0, ctx.kind)]
@@ -297,7 +297,8 @@ def _epoch_position(ctx: Context) -> Val:
     return c.binary("srem", ctx.step, per_epoch)
 
 
-def _shuffle_if_due(ctx: Context) -> None:
+def shuffle_if_due(ctx: Context) -> None:
+    """At the start of an epoch, a fresh order."""
     c, n = ctx.code, ctx.loaded["rows"]
     with (
         c.when(c.compare("eq", _epoch_position(ctx), c.i64(0))),
@@ -313,11 +314,18 @@ def _epoch_row(ctx: Context, b: Val) -> Val:
     return c.cast("zext", _order_at(ctx, place), "i64")
 
 
+CHOOSE: dict[str, Callable[[Context, Val], Val]] = {
+    "with_replacement": _any_row,
+    "without_replacement": _subset_row,
+    "reshuffle": _epoch_row,
+}
+
+
 @lru_cache(maxsize=256)
 def _sampled_plan(loss: StochasticLoss, momentum: bool, single: bool) -> Plan:
     gradient, width = example_gradient(loss)
     assert loss.noise is not None
-    draw = _drawer(loss.noise, width)
+    draw = drawer(loss.noise, width)
 
     def step(ctx: Context) -> None:
         x = [v.get() for v in ctx.x]
@@ -342,7 +350,7 @@ def _sampled_plan(loss: StochasticLoss, momentum: bool, single: bool) -> Plan:
 Draw = Callable[[Context, int], list[Val]]
 
 
-def _drawer(law: Noise, width: int) -> Draw:
+def drawer(law: Noise, width: int) -> Draw:
     """``draw(ctx, examples)``: the noise of that many examples, flat."""
     if law.name == "gaussian":
         return lambda ctx, examples: ctx.normals(width * examples)

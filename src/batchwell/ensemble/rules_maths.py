@@ -163,8 +163,13 @@ def _same(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
     return a
 
 
+# The rules so far do the same to every entry.
+ELEMENTWISE = frozenset(name for name, r in RULES.items() if r.__module__ == __name__)
+
+
 # -- reductions -------------------------------------------------------------------------------
-def _fold(g: Graph, name: str) -> Callable[[Scalar, Scalar], Scalar]:
+def fold(g: Graph, name: str) -> Callable[[Scalar, Scalar], Scalar]:
+    """What a reduction of this name does to two entries."""
     table: dict[str, Callable[[Scalar, Scalar], Scalar]] = {
         "sum": g.add,
         "prod": g.mul,
@@ -173,6 +178,7 @@ def _fold(g: Graph, name: str) -> Callable[[Scalar, Scalar], Scalar]:
         "and": lambda x, y: g.logic("and", x, y),
         "or": lambda x, y: g.logic("or", x, y),
         "xor": lambda x, y: g.logic("xor", x, y),
+        "logsumexp": lambda x, y: _log_add(g, x, y),
     }
     return table[name]
 
@@ -186,7 +192,7 @@ def _rows(a: Nodes, axes: Sequence[int]) -> Nodes:
 @rule("reduce_sum", "reduce_prod", "reduce_max", "reduce_min", "reduce_and", "reduce_or",
       "reduce_xor")  # fmt: skip
 def _reduce(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
-    combine = _fold(g, e.primitive.name.removeprefix("reduce_"))
+    combine = fold(g, e.primitive.name.removeprefix("reduce_"))
     table = _rows(a[0], e.params["axes"])
     if table.shape[-1] == 0:
         raise Unsupported(e.primitive.name, "a reduction over nothing has no fused form")
@@ -217,7 +223,7 @@ def _arg(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
 @rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 def _cumulative(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
     name, axis = e.primitive.name.removeprefix("cum"), e.params["axis"]
-    combine = (lambda x, y: _log_add(g, x, y)) if name == "logsumexp" else _fold(g, name)
+    combine = fold(g, name)
     moved = np.moveaxis(a[0], axis, 0)
     if e.params["reverse"]:
         moved = moved[::-1]
