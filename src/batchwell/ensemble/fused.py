@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -19,9 +20,10 @@ from .kernels import ARGS, REALS, Recipe
 from .loop_recipes import loop_plan_of
 from .lowering import Unsupported
 from .native import Kernel, compile_kernel
-from .recipes import GradientField, Plan, plan_of, reals_of, stride_of
+from .recipes import GradientField, Plan, plan_of, reals_of, stride_of, work_of
 
 DTYPE = {"f64": np.float64, "f32": np.float32}
+LOOPS_ABOVE = 1200  # scalar operations: here array code overtakes straight-line code
 KIND = {"float64": "f64", "float32": "f32"}
 
 
@@ -45,18 +47,16 @@ def engine_of(
 ) -> Engine:
     """The engine of a process; raises `lowering.Unsupported`.
 
-    `loops` asks for array code or for straight-line code; by default what is too long for
-    straight-line code, or has no such form, loops.
+    `loops` asks for array code or for straight-line code; by default what is faster.
     """
     kind = KIND[precision]
-    if loops:
-        return Engine(process, loop_plan_of(process, scheme, kind), kind, scheme)
-    try:
-        return Engine(process, plan_of(process, scheme, kind), kind, scheme)
-    except Unsupported:
-        if loops is not None:
-            raise
-    return Engine(process, loop_plan_of(process, scheme, kind), kind, scheme)
+    if loops is None:
+        loops = work_of(process, scheme) > LOOPS_ABOVE
+        with contextlib.suppress(Unsupported):
+            return engine_of(process, scheme, precision, loops)
+        loops = not loops
+    plan = (loop_plan_of if loops else plan_of)(process, scheme, kind)
+    return Engine(process, plan, kind, scheme)
 
 
 _kernels: dict[tuple[Any, ...], Kernel] = {}

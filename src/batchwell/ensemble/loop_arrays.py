@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -83,10 +84,27 @@ class Lazy:
 
 
 @dataclass(frozen=True, eq=False)
+class Pending:
+    """A product that is computed when it is known where to, or what to add it to.
+
+    Attributes
+    ----------
+    order
+        For every entry in C order, its number in the product's own order.
+    write
+        Writes the product to a view in its own order, or adds it to what is there.
+    """
+
+    shape: tuple[int, ...]
+    order: np.ndarray
+    write: Callable[[View, bool], None]
+
+
+@dataclass(frozen=True, eq=False)
 class Pieces:
     """A vector made of pieces that follow each other."""
 
-    parts: tuple[Known | Lazy, ...]
+    parts: tuple[Known | Lazy | Pending, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -94,12 +112,21 @@ class Pieces:
         return (sum(size_of(p) for p in self.parts),)
 
 
-Value = Known | Lazy | Pieces
+Value = Known | Lazy | Pieces | Pending
 
 
 def size_of(value: Value) -> int:
     """Number of entries."""
     return int(np.prod(value.shape))
+
+
+def _sum_with_zero(function: Callable[..., Scalar], values: list[Any]) -> Pending | None:
+    """A product plus nothing: the sum of two pieces one of which is padding."""
+    pending = [v for v in values if isinstance(v, Pending)]
+    zeros = [v for v in values if isinstance(v, Known) and not v.values.any()]
+    if len(pending) != 1 or len(zeros) != 1 or len(values) != 2:
+        return None
+    return pending[0] if function(1.0, 0.0) == 1.0 and function(0.0, 1.0) == 1.0 else None
 
 
 def _has_views(value: Lazy) -> bool:
@@ -222,7 +249,7 @@ class Loops:
         """`function` of the entries; axes of one entry are spread over the others'."""
         shape = tuple(int(n) for n in shape)
         if any(isinstance(v, Pieces) for v in values):
-            return self._in_pieces(function, values)
+            return self.in_pieces(function, values)
         pairs = [self.expression(self.spread(v, shape)) for v in values]
         node = function(*(n for n, _ in pairs))
         if not isinstance(node, Node):
@@ -235,7 +262,8 @@ class Loops:
 
     def spread(self, value: Value, shape: tuple[int, ...]) -> Known | Lazy:
         """The value repeated along axes where it has but one entry."""
-        assert not isinstance(value, Pieces)
+        if isinstance(value, (Pieces, Pending)):
+            value = self.store(value)
         if value.shape == shape:
             return value
         if isinstance(value, Known):
@@ -246,7 +274,8 @@ class Loops:
         places = np.broadcast_to(view.places.reshape(value.shape), shape)
         return self.leaf(view.buffer, places, shape, value.truth)
 
-    def _in_pieces(self, function: Callable[..., Scalar], values: Sequence[Value]) -> Pieces:
+    def in_pieces(self, function: Callable[..., Scalar], values: Sequence[Value]) -> Pieces:
+        """`combine` of vectors, piece by piece."""
         ends: set[int] = set()
         for v in values:
             if isinstance(v, Pieces):
@@ -257,12 +286,13 @@ class Loops:
         settled = [self.settle(v) if isinstance(v, Lazy) and _has_views(v) else v for v in settled]
         parts = []
         for a, b in itertools.pairwise(cuts):
-            part = self.combine(function, [self._cut(v, a, b) for v in settled], (b - a,))
+            given = [self._cut(v, a, b) for v in settled]
+            part = _sum_with_zero(function, given) or self.combine(function, given, (b - a,))
             assert not isinstance(part, Pieces)
             parts.append(part)
         return Pieces(tuple(parts))
 
-    def _cut(self, value: Value, a: int, b: int) -> Known | Lazy:
+    def _cut(self, value: Value, a: int, b: int) -> Known | Lazy | Pending:
         """Entries a ... b - 1 of a vector."""
         if isinstance(value, Pieces):
             for part in value.parts:
@@ -273,6 +303,8 @@ class Loops:
         assert not isinstance(value, Pieces)
         if a == 0 and b == size_of(value):
             return value
+        if isinstance(value, Pending):
+            value = self.store(value)
         if isinstance(value, Known):
             return Known(value.values[a:b])
         if not _has_views(value):
@@ -328,11 +360,38 @@ class Loops:
                 b = a + size_of(part)
                 self.store(part, View(into.buffer, into.places[a:b]))
                 a = b
+        elif isinstance(value, Pending):
+            self._write(value, into, False)
         elif size:
             self._store_one(value, into)
         truth = isinstance(value, Lazy) and value.truth
         truth |= isinstance(value, Known) and value.values.dtype == np.bool_
         return self.leaf(into.buffer, into.places, value.shape, truth)
+
+    def _write(self, value: Pending, into: View, adds: bool) -> None:
+        places = np.empty_like(into.places)
+        places[value.order] = into.places
+        value.write(View(into.buffer, places), adds)
+
+    def add(self, value: Value, buffer: Buffer) -> None:
+        """``buffer += value``."""
+        first = 0
+        for part in value.parts if isinstance(value, Pieces) else (value,):
+            own = np.arange(first, first + size_of(part))
+            first += size_of(part)
+            if isinstance(part, Pending):
+                self._write(part, View(buffer, own), True)
+                continue
+            old = self.leaf(buffer, own, part.shape)
+            self.store(self.combine(self.graph.add, [old, part], part.shape), View(buffer, own))
+
+    def move(self, value: Lazy, into: View, adds: bool) -> None:
+        """Copy a value into a view, or add it to what is there."""
+        if adds:
+            old = self.leaf(into.buffer, into.places, value.shape)
+            self.store(self.combine(self.graph.add, [old, value], value.shape), into)
+        else:
+            self.store(value, into)
 
     def _store_one(self, value: Known | Lazy, into: View) -> None:
         view = value.view if isinstance(value, Lazy) else None
@@ -360,6 +419,8 @@ class Loops:
         for part in value.parts if isinstance(value, Pieces) else (value,):
             own = np.arange(first, first + size_of(part))
             first += size_of(part)
+            if isinstance(part, Pending):
+                return True
             for leaf in part.leaves.values() if isinstance(part, Lazy) else ():
                 if not isinstance(leaf, View) or leaf.buffer is not buffer:
                     continue
@@ -395,7 +456,7 @@ class Loops:
     def number(self, value: Value) -> Val:
         """A value of one entry in a register."""
         assert size_of(value) == 1
-        value = self.settle(value) if isinstance(value, Pieces) else value
+        value = self.settle(value) if isinstance(value, (Pieces, Pending)) else value
         node, leaves = self.expression(value)
         places = {
             name: self.code.i64(int(leaf.places[0]))

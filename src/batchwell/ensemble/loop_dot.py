@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .loop_arrays import Buffer, Known, Loops, Value
+from .loop_arrays import Buffer, Known, Loops, Pending, Value, View
 from .loop_rules import loop_rule, shape_of
 from .native import wide_registers
 from .vector import Val
@@ -19,7 +19,10 @@ APART = 4  # chains of additions that hide each other's latency
 
 @dataclass(frozen=True)
 class Operand:
-    """Places first + batch * b + row * i + depth * k of a buffer."""
+    """Places first + batch * b + row * i + depth * k of a buffer.
+
+    For the result, `depth` is the stride of its columns.
+    """
 
     buffer: Buffer
     first: int
@@ -36,9 +39,31 @@ def _dot(w: Loops, e: Any, a: list[Value]) -> list[Value]:
         return [scaled]
     x, (batch, rows, depth) = _operand(w, a[0], left, batch_left)
     y, (_, columns, _) = _operand(w, a[1], right, batch_right)
-    out = w.take(batch * rows * columns)
-    contract(w, x, y, out, (batch, rows, columns, depth))
-    return [w.whole(out, shape_of(e))]
+    sizes = (batch, rows, columns, depth)
+    if depth == 1:
+        return [_outer(w, x, y, sizes, shape_of(e))]
+
+    def write(into: View, adds: bool) -> None:
+        strides = _strides(into.places.reshape(sizes[:3]))
+        if strides is None:
+            room = w.take(into.places.size)
+            contract(w, x, y, _in_order(room, sizes[:3]), sizes, False)
+            w.move(w.whole(room, into.places.shape), into, adds)
+        else:
+            out = Operand(into.buffer, int(into.places[0]), *strides)
+            contract(w, x, y, out, sizes, adds)
+
+    return [Pending(shape_of(e), np.arange(batch * rows * columns), write)]
+
+
+def _outer(
+    w: Loops, x: Operand, y: Operand, sizes: tuple[int, int, int, int], shape: tuple[int, ...]
+) -> Value:
+    """The product without sums: one entry times another."""
+    b, i, j = np.indices(sizes[:3])
+    left = w.leaf(x.buffer, x.first + b * x.batch + i * x.row, shape)
+    right = w.leaf(y.buffer, y.first + b * y.batch + j * y.row, shape)
+    return w.combine(w.graph.mul, [left, right], shape)
 
 
 def _diagonal(
@@ -101,14 +126,14 @@ def _strides(places: np.ndarray) -> tuple[int, int, int] | None:
 def _block(rows: int, columns: int) -> tuple[int, int]:
     """Sums that are kept in registers at a time."""
     room = 16 if wide_registers() else 4
-    height = min(rows, max(4 if columns > 1 else room // 2, room // max(columns, 1)), room // 2)
+    height = min(rows, room // 2)
     return height, min(columns, room // height)
 
 
 def contract(
-    w: Loops, x: Operand, y: Operand, out: Buffer, sizes: tuple[int, int, int, int]
+    w: Loops, x: Operand, y: Operand, out: Operand, sizes: tuple[int, int, int, int], adds: bool
 ) -> None:
-    """out[b, i, j] = sum_k x[b, i, k] y[b, j, k] for (batch, rows, columns, depth)."""
+    """out[b, i, j] = sum_k x[b, i, k] y[b, j, k] for (batch, rows, columns, depth), or +=."""
     c = w.code
     batch, rows, columns, depth = sizes
     height, width = _block(rows, columns)
@@ -119,10 +144,11 @@ def contract(
                     i = _counter(w, stack, i0, down, tall)
                     j = _counter(w, stack, j0, across, broad)
                     sums = _sums(w, x, y, (b, i, j), (tall, broad, depth))
-                    base = _place(w, [(b, rows * columns), (i, columns), (j, 1)])
-                    for p in range(tall):
-                        for q in range(broad):
-                            w.put(sums[p][q], out, c.add(base, c.i64(p * columns + q)))
+                    base = _place(w, [(b, out.batch), (i, out.row), (j, out.depth)], out.first)
+                    for p, q in np.ndindex(tall, broad):
+                        place = c.add(base, c.i64(p * out.row + q * out.depth))
+                        old = [w.load(out.buffer, place)] if adds else []
+                        w.put(_joined(w, [sums[p][q], *old]), out.buffer, place)
 
 
 def _spans(count: int, block: int) -> list[tuple[int, int, int]]:

@@ -17,7 +17,7 @@ from .._jax import jax, jnp
 from . import loop_dot  # noqa: F401 (its rules)
 from .interpreter import Unsupported, open_jaxpr, subjaxprs
 from .ir import Node, reachable
-from .loop_arrays import Buffer, Known, Lazy, Loops, Pieces, Value, View, size_of
+from .loop_arrays import Buffer, Known, Lazy, Loops, Pending, Pieces, Value, View, size_of
 from .loop_rules import LOOP_RULES, RESHAPES, shape_of
 from .rules_control import CALLS
 from .rules_maths import ELEMENTWISE
@@ -27,6 +27,7 @@ CHEAP = 3  # operations that are repeated rather than stored
 FUSES = ELEMENTWISE | RESHAPES | {"pad", "concatenate"}
 REDUCES = {"reduce_sum", "reduce_prod", "reduce_max", "reduce_min", "reduce_and", "reduce_or",
            "argmax", "argmin"}  # fmt: skip
+PASSES = RESHAPES | {"transpose", "pad", "concatenate", "add", "add_any", "output"}
 MAX_TURNS = 64  # of a loop that is unrolled
 
 
@@ -127,6 +128,8 @@ def _worth_room(value: Value, users: list[str]) -> bool:
     """Whether a value is better computed now than in every place that needs it."""
     if isinstance(value, Known) or not users:
         return False
+    if isinstance(value, Pending):
+        return len(users) > 1 or users[0] not in PASSES
     if isinstance(value, Pieces):
         return any(name not in FUSES and name != "output" for name in users)
     if value.view is not None or not any(isinstance(v, View) for v in value.leaves.values()):

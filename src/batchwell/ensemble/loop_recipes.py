@@ -32,7 +32,7 @@ from .recipes import (
 from .step import pairs_of, platen
 from .vector import Val
 
-TOGETHER = 8  # examples taken at a time
+TOGETHER = (32, 8, 1)  # examples taken at a time: as many as are left
 
 
 def loop_plan_of(process: Process, scheme: str, kind: str) -> Plan:
@@ -47,7 +47,8 @@ def loop_plan_of(process: Process, scheme: str, kind: str) -> Plan:
         momentum = process.momentum > 0
         if process.loss.noise is not None:
             return _sampled_plan(process.loss, momentum, process.batch_size == 1)
-        return _data_plan(process.loss, process.sampling, momentum, kind)
+        single = process.batch_size == 1
+        return _data_plan(process.loss, process.sampling, momentum, single, kind)
     if scheme == "platen":
         return _platen_plan(process)
     if not from_loss(process):
@@ -134,12 +135,6 @@ def _zeros(w: Loops, count: int) -> Buffer:
     return buffer
 
 
-def _add(w: Loops, buffer: Buffer, value: Value) -> None:
-    """``buffer += value``."""
-    total = w.combine(w.graph.add, [w.whole(buffer, value.shape), value], value.shape)
-    w.store(total, View(buffer, np.arange(buffer.size)))
-
-
 def _descend(ctx: Context, gradient: Value, momentum: bool) -> None:
     """As `kernels.descend`."""
     w = ctx.arrays()
@@ -173,26 +168,35 @@ def _gradients(loss: StochasticLoss, rows: int) -> Program:
 
 # -- SGD --------------------------------------------------------------------------------------
 @lru_cache(maxsize=256)
-def _data_plan(loss: StochasticLoss, sampling: str, momentum: bool, kind: str) -> Plan:
+def _data_plan(
+    loss: StochasticLoss, sampling: str, momentum: bool, single: bool, kind: str
+) -> Plan:
     table = data_table(loss)
     columns, choose = table.shape[1], CHOOSE[sampling]
     stride = stride_of(columns, kind, True)
-    programs = {rows: _gradients(loss, rows) for rows in (TOGETHER, 1)}
+    programs = {rows: _gradients(loss, rows) for rows in ((1,) if single else TOGETHER)}
+
+    def gradient_of(ctx: Context, first: Val, rows: int) -> Value:
+        w = ctx.arrays()
+        held = w.take(rows * stride)
+        _gather_rows(ctx, choose, first, rows, held, stride)
+        z = _examples(w, loss, held, rows, stride)
+        return programs[rows].write(w, ctx.array("x"), Known(np.ones(rows)), *z)[0]
 
     def step(ctx: Context) -> None:
         w = ctx.arrays()
         if sampling == "reshuffle":
             shuffle_if_due(ctx)
-        total, x = _zeros(w, loss.dim), ctx.array("x")
-
-        def take_in(first: Val, rows: int) -> None:
-            held = w.take(rows * stride)
-            _gather_rows(ctx, choose, first, rows, held, stride)
-            z = _examples(w, loss, held, rows, stride)
-            (part,) = programs[rows].write(w, x, Known(np.ones(rows)), *z)
-            _add(w, total, part)
-
-        _in_groups(ctx, ctx.loaded["batch"], tuple(programs), take_in)
+        if single:
+            _descend(ctx, gradient_of(ctx, ctx.code.i64(0), 1), momentum)
+            return
+        total = _zeros(w, loss.dim)
+        _in_groups(
+            ctx,
+            ctx.loaded["batch"],
+            TOGETHER,
+            lambda first, rows: w.add(gradient_of(ctx, first, rows), total),
+        )
         _descend(ctx, w.whole(total, (loss.dim,)), momentum)
 
     ordered = sampling != "with_replacement"
@@ -204,7 +208,7 @@ def _sampled_plan(loss: StochasticLoss, momentum: bool, single: bool) -> Plan:
     assert loss.noise is not None
     draw, width = drawer(loss.noise, 1), loss.noise_dim
     closed = loss.closed_factor is not None
-    sizes = (1,) if single else (2, 1) if closed else (TOGETHER, 2, 1)
+    sizes = (1,) if single else (2, 1) if closed else (TOGETHER[0], 2, 1)
     programs = {} if closed else {rows: _gradients(loss, rows) for rows in sizes}
     at_mean = Program(jax.grad(loss.function), _point(loss.dim), _point(width)) if closed else None
 
@@ -217,11 +221,11 @@ def _sampled_plan(loss: StochasticLoss, momentum: bool, single: bool) -> Plan:
             fill_draws(ctx, draw, drawn)
             if closed:
                 for k in range(rows):
-                    _add(w, total, w.leaf(drawn, k * width + np.arange(width), (width,)))
+                    w.add(w.leaf(drawn, k * width + np.arange(width), (width,)), total)
                 return
             z = w.whole(drawn, (rows, width))
             (part,) = programs[rows].write(w, x, Known(np.ones(rows)), z)
-            _add(w, total, part)
+            w.add(part, total)
 
         _in_groups(ctx, ctx.loaded["batch"], sizes, take_in)
         gradient: Value = w.whole(total, (width if closed else loss.dim,))
@@ -322,7 +326,7 @@ class _Rows:
         return _examples(w, self.loss, data, rows, self.columns), pair
 
 
-GROUPS = (TOGETHER, 2)  # the table is padded to an even number of rows
+GROUPS = (TOGETHER[0], 2)  # the table is padded to an even number of rows
 
 
 def mean_over_rows(
@@ -337,7 +341,7 @@ def mean_over_rows(
     def take_in(first: Val, rows: int) -> None:
         z, (weights, _) = rows_of.read(ctx, first, rows)
         (part,) = programs[rows].write(w, x, weights, *more, *z)
-        _add(w, total, w.store(part) if not part.shape else part)
+        w.add(w.store(part) if not part.shape else part, total)
 
     _in_groups(ctx, ctx.loaded["rows"], GROUPS, take_in)
     return w.whole(total, programs[2].outputs[0])
@@ -424,7 +428,7 @@ def _gradient_and_noise(
         r = w.store(w.combine(graph.mul, [roots, _normals(ctx, rows)], (rows,)))
         parts = programs[rows].write(w, x, weights, r, *z)
         for total, part in zip((mean, noise, whole), parts, strict=True):
-            _add(w, total, part)
+            w.add(part, total)
 
     _in_groups(ctx, ctx.loaded["rows"], GROUPS, take_in)
     g = w.whole(mean, (loss.dim,))

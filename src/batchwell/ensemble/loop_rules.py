@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .interpreter import RULES, Nodes
 from .ir import Graph, Scalar
-from .loop_arrays import Buffer, Lazy, Loops, Pieces, Value, View, size_of
+from .loop_arrays import Buffer, Lazy, Loops, Pending, Pieces, Value, View, size_of
 from .rules_maths import ELEMENTWISE, fold
 from .vector import Val
 
@@ -56,6 +57,8 @@ LOOP_RULES.update(dict.fromkeys(ELEMENTWISE, elementwise))
 @loop_rule(*RESHAPES)
 def _reshape(w: Loops, e: Any, a: list[Value]) -> list[Value]:
     value = w.settle(a[0]) if isinstance(a[0], Pieces) else a[0]
+    if isinstance(value, Pending):
+        return [replace(value, shape=shape_of(e))]
     assert isinstance(value, Lazy)
     return [Lazy(shape_of(e), value.node, value.leaves, value.view)]
 
@@ -72,6 +75,9 @@ def _broadcast(w: Loops, e: Any, a: list[Value]) -> list[Value]:
 @loop_rule("transpose", "slice", "rev", "split")
 def moved(w: Loops, e: Any, a: list[Value]) -> list[Value]:
     """Entries elsewhere: the straight-line rule, run on places instead of values."""
+    if isinstance(a[0], Pending) and e.primitive.name == "transpose":
+        order = np.transpose(a[0].order.reshape(a[0].shape), e.params["permutation"])
+        return [replace(a[0], shape=shape_of(e), order=order.ravel())]
     value = w.settle(a[0])
     view = w.view(value)
     outs = RULES[e.primitive.name](Graph(), e, [view.places.reshape(value.shape)])

@@ -17,7 +17,7 @@ from . import rules_control, rules_maths, rules_shapes  # noqa: F401 (they fill 
 from .interpreter import RULES, Nodes, Unsupported, open_jaxpr, run, subjaxprs
 from .ir import UNARY, Graph
 
-__all__ = ["MAX_LINES", "RULES", "Nodes", "Unsupported", "cost", "inputs", "lower"]
+__all__ = ["MAX_LINES", "RULES", "Nodes", "Unsupported", "cost", "cost_of", "inputs", "lower"]
 
 MAX_LINES = 8_000  # about 4 s of compilation
 CURVED = 12  # lines of an elementary function, about
@@ -53,6 +53,11 @@ def lower(
         raise Unsupported("size", f"about {size:,} scalar operations, above {MAX_LINES:,}")
     leaves = [np.asarray(a, object) for a in jax.tree.leaves(list(arguments))]
     return run(graph, closed.jaxpr, closed.consts, leaves)
+
+
+def cost_of(function: Callable[..., Any], *examples: Any) -> int:
+    """`cost` of a function's jaxpr."""
+    return cost(jax.make_jaxpr(function)(*examples).jaxpr)
 
 
 def cost(jaxpr: Any) -> int:

@@ -24,7 +24,7 @@ from .kernels import (
     gathered,
     uniform_row,
 )
-from .lowering import inputs, lower
+from .lowering import cost_of, inputs, lower
 from .step import pairs_of, platen
 from .vector import Val, Var
 
@@ -117,6 +117,34 @@ def plan_of(process: Process, scheme: str, kind: str) -> Plan:
         assert process.sgd is not None
         return _approximation_plan(process.sgd.loss, process.order, scheme)
     return _own_plan(process, scheme)
+
+
+@lru_cache(maxsize=256)
+def work_of(process: Process, scheme: str) -> int:
+    """About how many scalar operations straight-line code of a step, or of one example, has."""
+    if isinstance(process, SGD) or _over_rows(process):
+        loss = process.loss if isinstance(process, SGD) else process.sgd.loss  # type: ignore[union-attr]
+        example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), loss.nodes)
+        once = cost_of(jax.grad(loss.function), _point(loss.dim), example)
+        return once if isinstance(process, SGD) else 2 * once
+    x, xi = _point(process.dim), _point(process.noise_dim)
+    if scheme == "platen":
+        return cost_of(
+            partial(platen, process), x, xi, _point(pairs_of(process.noise_dim)), _point()
+        )
+    return cost_of(process.drift, x) + cost_of(process.factor_vector, x, xi)
+
+
+def _over_rows(process: Diffusion) -> bool:
+    """Whether a diffusion's fields are sums over data."""
+    if not from_loss(process):
+        return False
+    assert process.sgd is not None
+    return process.sgd.loss.closed_mean is None and process.sgd.loss.closed_factor is None
+
+
+def _point(*shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, jnp.float64)
 
 
 # -- SGD --------------------------------------------------------------------------------------
