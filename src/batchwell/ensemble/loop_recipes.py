@@ -25,6 +25,7 @@ from .recipes import (
     data_table,
     drawer,
     from_loss,
+    over_rows,
     row_weights,
     shuffle_if_due,
     stride_of,
@@ -55,7 +56,7 @@ def loop_plan_of(process: Process, scheme: str, kind: str) -> Plan:
         return _own_plan(process, scheme)
     assert process.sgd is not None
     loss = process.sgd.loss
-    if loss.closed_mean is None and loss.closed_factor is None:
+    if over_rows(loss):
         return _rows_plan(loss, process.order, scheme)
     return _closed_plan(loss, process.order, scheme)
 

@@ -140,7 +140,12 @@ def _over_rows(process: Diffusion) -> bool:
     if not from_loss(process):
         return False
     assert process.sgd is not None
-    return process.sgd.loss.closed_mean is None and process.sgd.loss.closed_factor is None
+    return over_rows(process.sgd.loss)
+
+
+def over_rows(loss: StochasticLoss) -> bool:
+    """Whether gradient and noise of a loss are best summed over its nodes, one noise for each."""
+    return loss.closed_mean is None and loss.closed_factor is None and not loss.square
 
 
 def _point(*shape: int) -> Any:
@@ -514,7 +519,7 @@ def _straight_plan(
 
 @lru_cache(maxsize=256)
 def _approximation_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
-    if loss.closed_mean is None and loss.closed_factor is None:
+    if over_rows(loss):
         return _rows_plan(loss, order, scheme)
 
     def drift(x: Any, xi: Any, more: Any) -> Any:
