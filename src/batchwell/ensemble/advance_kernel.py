@@ -17,7 +17,7 @@ def advance_source(
     With one lane it is the program of one thread of a GPU.
     """
     c = Code("advance", ["args"], lanes or recipe.lanes(kind), linkage)
-    ctx = Context(c, kind, recipe.dim)
+    ctx = Context(c, kind, recipe.dim, recipe.generator)
     ctx.read_reals()
     steps, first, blocks = ctx.whole("steps"), ctx.whole("first"), ctx.whole("blocks")
     last = c.add(first, steps)

@@ -39,7 +39,7 @@ def exit_source(recipe: Recipe, kind: str, test: Exit) -> str:
     booked at its end; what a lane does between its exit and the chunk's end is thrown away.
     """
     c = Code("exits", ["args"], recipe.lanes(kind))
-    ctx = Context(c, kind, recipe.dim)
+    ctx = Context(c, kind, recipe.dim, recipe.generator)
     ctx.read_reals()
     ctx.block = c.i64(0)
     points = (c.heap if recipe.loops else c.array)(kind, recipe.dim * c.lanes)
@@ -133,7 +133,7 @@ class _Bridge:
             return out
         # P(a bridge from l0 < 0 to l1 < 0 touches 0) = exp(-2 l0 l1 / variance).
         exponent = c.div(c.mul(c.mul(c.like(-2.0, level), self.level), level), self.variance)
-        u = c.real(elementary.uniform(c, ctx.word(), ctx.word()), ctx.kind)
+        u = c.real(elementary.uniform(c, *ctx.words(2)), ctx.kind)
         touched = c.compare("olt", u, elementary.exp(c, exponent))
         return c.binary("or", out, touched)
 

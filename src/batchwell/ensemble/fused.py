@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -35,15 +35,15 @@ class Engine:
     plan: Plan
     kind: str
     scheme: str
-
-    @property
-    def recipe(self) -> Recipe:
-        """How a step is written."""
-        return self.plan.recipe
+    recipe: Recipe
 
 
 def engine_of(
-    process: Process, scheme: str = "heun", precision: str = "float64", loops: bool | None = None
+    process: Process,
+    scheme: str = "heun",
+    precision: str = "float64",
+    loops: bool | None = None,
+    generator: str = "xoshiro",
 ) -> Engine:
     """The engine of a process; raises `lowering.Unsupported`.
 
@@ -53,10 +53,11 @@ def engine_of(
     if loops is None:
         loops = work_of(process, scheme) > LOOPS_ABOVE
         with contextlib.suppress(Unsupported):
-            return engine_of(process, scheme, precision, loops)
+            return engine_of(process, scheme, precision, loops, generator)
         loops = not loops
     plan = (loop_plan_of if loops else plan_of)(process, scheme, kind)
-    return Engine(process, plan, kind, scheme)
+    recipe = replace(plan.recipe, generator=generator)
+    return Engine(process, plan, kind, scheme, recipe)
 
 
 _kernels: dict[tuple[Any, ...], Kernel] = {}

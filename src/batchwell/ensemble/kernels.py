@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from . import elementary
 from .emit import emit
+from .generators import words
 from .ir import Scalar
 from .loop_arrays import Buffer, Lazy, Loops
 from .lowering import Nodes
@@ -49,6 +50,7 @@ class Context:
     code: Code
     kind: str
     dim: int
+    generator: str = "xoshiro"
     block: Val | None = None
     x: list[Var] = field(default_factory=list)
     rng: list[Var] = field(default_factory=list)
@@ -90,30 +92,21 @@ class Context:
         c = self.code
         return [c.var(self.kind, value=c.const(0.0, self.kind)) for _ in range(count)]
 
-    def word(self) -> Val:
-        """The next word of every lane's xoshiro128++."""
-        c = self.code
-        s0, s1, s2, s3 = (v.get() for v in self.rng)
-        out = c.add(_rotated(c, c.add(s0, s3), 7), s0)
-        t = c.shift("shl", s1, 9)
-        s2, s3 = c.binary("xor", s2, s0), c.binary("xor", s3, s1)
-        s1, s0 = c.binary("xor", s1, s2), c.binary("xor", s0, s3)
-        s2, s3 = c.binary("xor", s2, t), _rotated(c, s3, 11)
-        for var, value in zip(self.rng, (s0, s1, s2, s3), strict=True):
-            var.set(value)
-        return out
+    def words(self, count: int) -> list[Val]:
+        """The next words of every lane's generator."""
+        return words(self.code, self.generator, self.rng, count)
 
     def normals(self, count: int) -> list[Val]:
         """Standard normals, drawn in pairs; a spare one is thrown away."""
         if self.supply:
             taken, self.supply = self.supply[:count], self.supply[count:]
             return taken
-        out: list[Val] = []
         per = 2 if self.kind == "f32" else 4
-        for _ in range((count + 1) // 2):
-            words = [self.word() for _ in range(per)]
-            out.extend(elementary.normal_pair(self.code, self.kind, words))
-        return out[:count]
+        pairs = [
+            elementary.normal_pair(self.code, self.kind, self.words(per))
+            for _ in range((count + 1) // 2)
+        ]
+        return [value for pair in pairs for value in pair][:count]
 
     def arrays(self) -> Loops:
         """What writes array code into this kernel."""
@@ -127,17 +120,13 @@ class Context:
     def below(self, bound: Val) -> Val:
         """A whole number in 0 ... bound - 1 in every lane (`streams.index_below`)."""
         c = self.code
-        wide = c.cast("zext", self.word(), "i64")
+        wide = c.cast("zext", self.words(1)[0], "i64")
         return c.shift("lshr", c.mul(wide, c.splat(bound)), 32)
 
     def evaluate(self, code: Expressions, **inputs: list[Val]) -> list[Val]:
         """Outputs of lowered code at these values of its input arrays."""
         table = {f"{name}{k}": v for name, vs in inputs.items() for k, v in enumerate(vs)}
         return emit(self.code, code.outputs, table, self.kind)
-
-
-def _rotated(c: Code, x: Val, k: int) -> Val:
-    return c.call("fshl", x, x, c.like(k, x))
 
 
 Step = Callable[[Context], None]
@@ -162,6 +151,8 @@ class Recipe:
         Number of normals of a step that draws nothing else, and the same number always.
     loops
         Whether positions stay in memory and steps are loops over them (see `loop_arrays`).
+    generator
+        Where random words come from, see `generators`.
     """
 
     step: Step
@@ -171,6 +162,7 @@ class Recipe:
     wide: bool = False
     normals: int = 0
     loops: bool = False
+    generator: str = "xoshiro"
 
     def shares(self, kind: str) -> bool:
         """Whether steps 2j and 2j + 1 share their normals, so that no spare is thrown away.

@@ -299,7 +299,7 @@ def _platen_plan(process: Diffusion) -> Plan:
         xi, signs = _normals(ctx, m), w.take(max(pairs_of(m), 1))
         one = c.const(1.0, ctx.kind)
         with c.loop(c.i64(pairs_of(m))) as k:
-            word = ctx.word()
+            (word,) = ctx.words(1)
             plus = c.compare("sge", word, c.like(0, word))
             w.put(c.select(plus, one, c.neg(one)), signs, k)
         drawn = w.leaf(signs, np.arange(pairs_of(m)), (pairs_of(m),))

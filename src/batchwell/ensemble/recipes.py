@@ -392,7 +392,7 @@ def drawer(law: Noise, width: int) -> Draw:
     def draw(ctx: Context, examples: int) -> list[Val]:
         out = []
         for _ in range(width * examples):
-            words = {f"w{k}": ctx.word() for k in range(law.words)}
+            words = {f"w{k}": w for k, w in enumerate(ctx.words(law.words))}
             from .emit import emit
 
             out.append(ctx.code.real(emit(ctx.code, code.outputs, words, "f64")[0], ctx.kind))
@@ -477,7 +477,7 @@ def _platen_plan(process: Diffusion) -> Plan:
         one = c.const(1.0, ctx.kind)
         signs = [
             c.select(c.compare("sge", w, c.like(0, w)), one, c.neg(one))
-            for w in (ctx.word() for _ in range(pairs_of(m)))
+            for w in (ctx.words(1)[0] for _ in range(pairs_of(m)))
         ]
         x = [v.get() for v in ctx.x]
         out = ctx.evaluate(code, x=x, xi=xi, sign=signs, dt=[ctx.real("bridge")])
