@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 import peers
-from cases import DENSE, PLANE, SIGMA, WELL, Case, ensemble_case, exit_case  # noqa: F401
+from cases import DENSE, MODES, PLANE, WELL, Case, ensemble_case, exit_case, logistic_case
 
 CASES = {
     "1-D": (WELL, [-1.0], 16384, 200, "well"),
@@ -38,11 +38,19 @@ def ratios(mine: Case, other, work: float, rounds: int = 3) -> tuple[float, floa
 
 def main() -> None:
     """Print the table."""
-    print(f"{'case':14s} {'peer':10s} {'fused M/s':>10s} {'peer M/s':>9s} {'ratio':>7s}")
+    print(f"{'case':36s} {'peer':10s} {'fused M/s':>10s} {'peer M/s':>9s} {'ratio':>7s}")
     for name, (process, x0, paths, steps, c_name) in CASES.items():
         mine = ensemble_case(name, process, x0, 16384, 1000, 0.0, c_name)
         for peer, make in peers.ENSEMBLES.items():
             row(name, peer, mine, lambda: make(name, paths, steps), paths * steps)  # noqa: B023
+    for mode in MODES:
+        for batch in (1, 8, 40) if mode == "reshuffle" else (1, 8, 64):
+            mine, steps = logistic_case(mode, batch), 2000 // batch
+            if mode == "without_replacement":
+                steps = min(steps, 25)  # JAX's choice takes long
+            for peer, make in peers.LOGISTIC.items():
+                work = 256 * steps * batch
+                row(mine.name, peer, mine, lambda: make(mode, batch, 256, steps), work)  # noqa: B023
     for peer, make in peers.EXITS.items():
         row("first exits", peer, exit_case(), lambda: make(512, 20_000), 0.0)  # noqa: B023
 
@@ -53,9 +61,9 @@ def row(name: str, peer: str, mine: Case, make, work: float) -> None:
         other = make()
         a, b, ratio = ratios(mine, other, work)
     except ImportError as missing:
-        print(f"{name:14s} {peer:10s} not installed ({missing.name})")
+        print(f"{name:36s} {peer:10s} not installed ({missing.name})")
         return
-    print(f"{name:14s} {peer:10s} {a / 1e6:10.0f} {b / 1e6:9.2f} {ratio:7.0f}", flush=True)
+    print(f"{name:36s} {peer:10s} {a / 1e6:10.0f} {b / 1e6:9.2f} {ratio:7.0f}", flush=True)
 
 
 if __name__ == "__main__":

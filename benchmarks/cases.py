@@ -50,9 +50,18 @@ PLANE = euler(
     lambda x: SIGMA * jnp.diag(jnp.array([jnp.sqrt(1 + 0.5 * x[0] ** 2), 0.5 * jnp.sqrt(1 + x[1] ** 2)])),
     2,
 )  # fmt: skip
-_M = np.random.default_rng(3).standard_normal((10, 10))
-MATRIX = (_M @ _M.T / 10 + np.eye(10)).astype(np.float32).astype(np.float64)
-DENSE = euler(lambda x: -(MATRIX @ x + 0.1 * x**3), lambda x: SIGMA * jnp.eye(10), 10)
+
+
+def dense(d: int) -> tuple[np.ndarray, Diffusion]:
+    """(matrix, diffusion) of a dense quadratic with a quartic."""
+    m = np.random.default_rng(3).standard_normal((d, d))
+    matrix = (m @ m.T / d + np.eye(d)).astype(np.float32).astype(np.float64)
+    drift = lambda x: -(matrix @ x + 0.1 * x**3)  # noqa: E731
+    return matrix, euler(drift, lambda x: SIGMA * jnp.eye(d), d)
+
+
+MATRIX, DENSE = dense(10)
+LARGE, DENSE_LARGE = dense(40)
 
 
 def engine(process, threads=1, precision="float32"):
@@ -79,6 +88,13 @@ def ensemble_case(name, process, x0, paths, steps, goal, c_name, *c_args, thread
         return paths * steps
 
     return Case(name, run, run_c, goal)
+
+
+def large_case(paths=2048, steps=100):
+    """Forty dimensions: array code."""
+    matrix, start_at = LARGE.astype(np.float32), np.full(40, 0.5)
+    name = "40-D dense quadratic, array code"
+    return ensemble_case(name, DENSE_LARGE, start_at, paths, steps, 0.7, "dense_large", matrix, 40)
 
 
 def exit_case(paths=4096):
@@ -167,6 +183,7 @@ def cases():
         "dense",
         MATRIX.astype(np.float32),
     )
+    yield large_case()
     yield exit_case()
     for mode in MODES:
         for batch in (1, 8, 40, 125) if mode == "reshuffle" else (1, 8, 64):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cases import DT, MATRIX, SIGMA
+from cases import DT, LABELS, MATRIX, ROWS, SIGMA, logistic_loss
 
 
 def _vector(case: str):
@@ -183,6 +183,114 @@ def diffrax_exits(paths, horizon):
     return lambda: int(go(keys))
 
 
+# -- minibatch logistic regression: (mode, batch, paths, steps) -------------------------------
+def _numpy_rows(rng, mode, batch, paths, n):
+    """What chooses rows (paths, batch), step by step."""
+    if mode == "with_replacement":
+        return lambda k: rng.integers(0, n, (paths, batch))
+    order = np.tile(np.arange(n), (paths, 1))
+    if mode == "without_replacement":  # partial Fisher-Yates
+
+        def subset(k):
+            every = np.arange(paths)
+            for i in range(batch):
+                j = rng.integers(i, n, paths)
+                order[every, i], order[every, j] = order[every, j], order[every, i].copy()
+            return order[:, :batch]
+
+        return subset
+
+    def epoch(k):
+        place = k % (n // batch)
+        if place == 0:
+            rng.permuted(order, axis=1, out=order)
+        return order[:, place * batch : (place + 1) * batch]
+
+    return epoch
+
+
+def numpy_logistic(mode, batch, paths, steps):
+    """Plain NumPy, all paths at once, the gradient by hand."""
+    rng = np.random.default_rng(0)
+    choose = _numpy_rows(rng, mode, batch, paths, len(ROWS))
+
+    def run():
+        w = np.zeros((paths, ROWS.shape[1]), np.float32)
+        for k in range(steps):
+            rows = choose(k)
+            z = ROWS[rows]
+            score = np.einsum("pbd,pd->pb", z, w)
+            slope = 1 / (1 + np.exp(-score)) - LABELS[rows]
+            w -= np.float32(0.05 / batch) * np.einsum("pb,pbd->pd", slope, z)
+        return w
+
+    return run
+
+
+def _jax_rows(key, order, mode, batch, k):
+    n = order.shape[0]
+    if mode == "with_replacement":
+        return jax.random.randint(key, (batch,), 0, n), order
+    if mode == "without_replacement":
+        return jax.random.choice(key, n, (batch,), replace=False), order
+    place = k % (n // batch)
+    order = jax.lax.cond(place == 0, lambda: jax.random.permutation(key, order), lambda: order)
+    return jax.lax.dynamic_slice(order, (place * batch,), (batch,)), order
+
+
+def jax_logistic(mode, batch, paths, steps):
+    """Natural JAX: a scan over steps of vmapped gradients."""
+    rows, labels = jnp.asarray(ROWS), jnp.asarray(LABELS)
+    gradient = jax.grad(
+        lambda w, x, y: jax.vmap(lambda a, b: logistic_loss(w, (a, b)))(x, y).mean()
+    )
+
+    @jax.jit
+    def go(keys):
+        def one(carry, k):
+            w, order, keys = carry
+
+            def path(w, order, key):
+                key, sub = jax.random.split(key)
+                picked, order = _jax_rows(sub, order, mode, batch, k)
+                return w - 0.05 * gradient(w, rows[picked], labels[picked]), order, key
+
+            return jax.vmap(path)(w, order, keys), None
+
+        start = jnp.zeros((paths, rows.shape[1]), jnp.float32)
+        orders = jnp.tile(jnp.arange(len(ROWS)), (paths, 1))
+        return jax.lax.scan(one, (start, orders, keys), jnp.arange(steps))[0][0]
+
+    keys = jax.random.split(jax.random.key(0), paths)
+    return lambda: go(keys).block_until_ready()
+
+
+def torch_logistic(mode, batch, paths, steps):
+    """torch.func: per-path gradients by vmap of grad, rows chosen by NumPy."""
+    import torch
+    from torch.func import grad, vmap
+
+    torch.set_num_threads(1)
+    rows, labels = torch.from_numpy(ROWS), torch.from_numpy(LABELS)
+    choose = _numpy_rows(np.random.default_rng(0), mode, batch, paths, len(ROWS))
+
+    def loss(w, x, y):
+        score = x @ w
+        return (torch.nn.functional.softplus(score) - y * score).mean()
+
+    gradient = vmap(grad(loss))
+
+    def run():
+        w = torch.zeros(paths, rows.shape[1])
+        for k in range(steps):
+            picked = torch.from_numpy(choose(k).astype(np.int64))
+            w = w - 0.05 * gradient(w, rows[picked], labels[picked])
+        return w
+
+    return run
+
+
+LOGISTIC = {"numpy": numpy_logistic, "JAX": jax_logistic, "torch.func": torch_logistic}
 ENSEMBLES = {"numpy": numpy_euler, "JAX scan": jax_scan, "torchsde": torchsde_euler,
              "diffrax": diffrax_euler}  # fmt: skip
 EXITS = {"JAX while": jax_exits, "diffrax": diffrax_exits}

@@ -9,7 +9,7 @@ form `additive`) for examples drawn from a noise law.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,12 @@ from numpy.typing import ArrayLike
 
 from ._jax import jax, jnp
 from .errors import InputError, require, whole
+from .linearity import affine_in
 from .noise import Noise, noise_law, product_rule
 
 Array = Any
 LossFunction = Callable[[Array, Any], Array]
+MAX_SQUARE = 16  # dimensions up to which a square factor is written out
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,10 @@ class StochasticLoss:
         Shape (m,), summing to 1: ``F(x) = sum_i weights[i] loss(x, nodes[i])``.
     noise, noise_dim
         The noise law and the number of its independent copies in z; None for data.
+    closed_mean
+        F(x) without nodes, where there is such a form.
+    closed_factor
+        G(x), (d, noise_dim), of gradients ``grad F(x) + G(x) z``: those affine in their noise.
     """
 
     function: LossFunction = field(repr=False)
@@ -95,11 +101,21 @@ class StochasticLoss:
         return jax.vmap(jax.grad(self.function), in_axes=(None, 0))(x, self.nodes)
 
     def factor(self, x: Array) -> Array:
-        """A matrix s (d, m) with s s^T = Sigma(x): weighted centred example gradients."""
+        """A matrix s (d, m) with s s^T = Sigma(x): weighted centred example gradients.
+
+        For noise in few dimensions the square factor that `square_root` makes of Sigma: m = d.
+        """
         if self.closed_factor is not None:
             return self.closed_factor(x)
         g = self.example_gradients(x)
-        return (jnp.sqrt(self.weights)[:, None] * (g - self.weights @ g)).T
+        columns = (jnp.sqrt(self.weights)[:, None] * (g - self.weights @ g)).T
+        return square_root(columns @ columns.T) if self.square else columns
+
+    @property
+    def square(self) -> bool:
+        """Whether `factor` is square: nodes of a rule outnumber the dimensions of x."""
+        many = self.noise is not None and self.closed_factor is None
+        return many and self.dim <= MAX_SQUARE and self.dim < self.size
 
     def factor_vector(self, x: Array, xi: Array) -> Array:
         """``factor(x) @ xi`` for xi (m,) by ONE weighted gradient: no (d, m) matrix.
@@ -107,8 +123,8 @@ class StochasticLoss:
         With centred gradients c_i = g_i - grad F, sum_i sqrt(w_i) xi_i c_i equals
         sum_i v_i g_i with v_i = sqrt(w_i) xi_i - w_i sum_j sqrt(w_j) xi_j.
         """
-        if self.closed_factor is not None:
-            return self.closed_factor(x) @ xi
+        if self.closed_factor is not None or self.square:
+            return self.factor(x) @ xi
         scaled = jnp.sqrt(self.weights) * xi
         v = scaled - self.weights * jnp.sum(scaled)
         return jax.grad(lambda y: jnp.dot(v, self.losses(y)))(x)
@@ -116,18 +132,39 @@ class StochasticLoss:
     @property
     def factor_dim(self) -> int:
         """Number of columns of `factor`."""
-        return self.size if self.closed_factor is None else self.noise_dim
+        if self.closed_factor is not None:
+            return self.noise_dim
+        return self.dim if self.square else self.size
 
     def covariance(self, x: Array) -> Array:
         """Sigma(x): covariance of ONE example's gradient at x (d,): shape (d, d)."""
-        s = self.factor(x)
-        return s @ s.T
+        if self.closed_factor is not None:
+            s = self.closed_factor(x)
+            return s @ s.T
+        g = self.example_gradients(x)
+        c = g - self.weights @ g
+        return c.T @ (self.weights[:, None] * c)
 
     def third_cumulant(self, x: Array) -> Array:
         """Third cumulant tensor of one example's gradient at x (d,): shape (d, d, d)."""
         g = self.example_gradients(x)
         c = g - self.weights @ g
         return jnp.einsum("m,mi,mj,mk->ijk", self.weights, c, c, c)
+
+
+def square_root(matrix: Array) -> Array:
+    """Lower triangular s with s s^T = matrix, (d, d), positive semidefinite.
+
+    Cholesky's algorithm, written out; a pivot that is rounding only leaves its column zero.
+    """
+    d = matrix.shape[0]
+    columns: list[Array] = []
+    for k in range(d):
+        rest = matrix[:, k] - sum((c * c[k] for c in columns), jnp.zeros(d))
+        good = rest[k] > 4 * d * jnp.finfo(matrix.dtype).eps * matrix[k, k]
+        column = rest / jnp.sqrt(jnp.where(good, rest[k], 1.0))
+        columns.append(jnp.where(good & (jnp.arange(d) >= k), column, 0.0))
+    return jnp.stack(columns, axis=1)
 
 
 def finite_sum(function: LossFunction, data: Any, dim: int, name: str = "loss") -> StochasticLoss:
@@ -189,7 +226,8 @@ def sampled(
     """A loss whose examples z, shape (noise_dim,), have independent entries from `law`.
 
     Expectations use the law's rule (`noise.product_rule`), exact for the stated degree
-    in z. A closed form of F may be given as `mean`; it is checked against the rule.
+    in z; where the loss is affine in z (seen from its jaxpr), exact forms without nodes. A closed
+    form of F may be given as `mean`; it is checked against the rule.
 
     Raises
     ------
@@ -221,6 +259,17 @@ def sampled(
     _check_scalar(loss)
     if mean is not None:
         _check_mean(loss, mean)
+    return _with_closed_forms(loss)
+
+
+def _with_closed_forms(loss: StochasticLoss) -> StochasticLoss:
+    """Mean and factor without nodes, where loss and gradient are affine in their noise."""
+    f, none = loss.function, jnp.zeros(loss.noise_dim)
+    shapes = [jax.ShapeDtypeStruct((k,), jnp.float64) for k in (loss.dim, loss.noise_dim)]
+    if loss.closed_mean is None and affine_in(f, shapes, 1):
+        loss = replace(loss, closed_mean=lambda x: f(x, none))
+    if affine_in(jax.grad(f), shapes, 1):
+        loss = replace(loss, closed_factor=lambda x: jax.jacfwd(jax.grad(f), argnums=1)(x, none))
     return loss
 
 

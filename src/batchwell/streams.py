@@ -101,6 +101,22 @@ def draw_words(states: U32, count: int) -> tuple[U32, U32]:
     return out, states
 
 
+def philox_block(states: U32) -> tuple[U32, U32]:
+    """Four words from each generator of ``generator="philox"``: (words (n, 4), new states (n, 4)).
+
+    A state is a counter of blocks (low word, high word) and a key (two words).
+    """
+    counter = states.copy()
+    counter[:, 2:] = 0
+    out = np.stack([
+        philox(row, (int(s[2]), int(s[3]))) for row, s in zip(counter, states, strict=True)
+    ])  # fmt: skip
+    after = states.copy()
+    after[:, 0] += np.uint32(1)
+    after[:, 1] += (after[:, 0] == 0).astype(np.uint32)
+    return out, after
+
+
 def uniform(first: Any, second: Any, xp: Any = np) -> Any:
     """Two words -> a float64 strictly inside (0, 1), on the grid (k + 1/2) / 2**53.
 

@@ -1,5 +1,7 @@
 """Losses beside obviously right NumPy, and everything that is refused. No simulation here."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from batchwell.errors import InputError
-from batchwell.loss import additive, check_at, finite_sum, sampled
+from batchwell.loss import additive, check_at, finite_sum, sampled, square_root
 from batchwell.noise import NOISES
 
 DIM = 3
@@ -249,3 +251,54 @@ def test_additive_refuses_scales_that_do_not_fit():
     refused(lambda: additive(lambda x: x @ x, scale=np.nan), "scale", "finite")
     refused(lambda: additive(lambda x: x, dim=2), "loss", "one real number")
     refused(lambda: additive(lambda x: x @ x, "cauchy"), "noise", "gaussian")
+
+
+AFFINE = {
+    "product": lambda x, z: (1 + 0.8 * z[0]) * x @ x / 2 + z[1] * x[0],
+    "matrix": lambda x, z: jnp.sin(x) @ jnp.array([[1.0, 2.0], [0.5, -1.0]]) @ z + jnp.sum(x**4),
+    "loop": lambda x, z: jax.lax.fori_loop(0, 3, lambda k, s: 0.5 * s + z[0] * x[1], x[0]),
+    "picked": lambda x, z: jnp.where(x[0] > 0, z[0], z[1]) * x[1] ** 2 + z[jnp.argmax(x)],
+    "relu of x": lambda x, z: jax.nn.relu(x) @ z,
+}
+CURVED = {
+    "square": lambda x, z: (x[0] - z[0]) ** 2 * x[1] + z[1] * x[0],
+    "relu of z": lambda x, z: jax.nn.relu(z) @ x,
+    "loop": lambda x, z: jax.lax.fori_loop(0, 2, lambda k, s: s * z[0], x[0] * x[1]),
+    "index": lambda x, z: x[jnp.argmax(z)] * x[0],
+    "quotient": lambda x, z: x[0] ** 2 / (2 + z[0]),
+    "rounded": lambda x, z: x[0] * z[0].astype(int),
+}
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_noise_that_enters_affinely_needs_no_nodes(name):
+    loss = sampled(AFFINE[name], "gaussian", 2, 2)
+    plain = dataclasses.replace(loss, closed_mean=None, closed_factor=None)
+    assert loss.factor_dim == 2
+    for x in (np.array([0.7, -1.1]), np.array([-0.3, 0.2])):
+        np.testing.assert_allclose(loss.mean(x), plain.mean(x), rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(loss.covariance(x), plain.covariance(x), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", CURVED)
+def test_noise_that_enters_otherwise_keeps_its_nodes(name):
+    loss = sampled(CURVED[name], "gaussian", 2, 2)
+    assert loss.closed_mean is None
+    if name != "square":  # its gradient may be affine where the loss is not
+        assert loss.closed_factor is None
+    s = np.asarray(loss.factor(np.array([0.7, -1.1])))
+    assert s.shape == (2, 2)
+    np.testing.assert_allclose(
+        s @ s.T, loss.covariance(np.array([0.7, -1.1])), rtol=1e-12, atol=1e-14
+    )
+
+
+def test_square_root_of_singular_matrices():
+    rng = np.random.default_rng(3)
+    for rank in (0, 1, 2, 4):
+        a = rng.standard_normal((4, rank))
+        s = np.asarray(square_root(jnp.asarray(a @ a.T)))
+        np.testing.assert_allclose(s @ s.T, a @ a.T, atol=1e-7)
+        assert np.allclose(s, np.tril(s))
+    full = np.asarray(square_root(jnp.asarray(a @ a.T)))
+    np.testing.assert_allclose(full, np.linalg.cholesky(a @ a.T), rtol=1e-9)

@@ -8,7 +8,7 @@ import pytest
 
 from batchwell import SGD, additive, diffusion_approximation, finite_sum
 from batchwell.ensemble import advance, cuda, first_exits, fused, start
-from batchwell.ensemble.kernels import advance_source
+from batchwell.ensemble.advance_kernel import advance_source
 from batchwell.ensemble.native import compile_kernel
 from batchwell.errors import InputError
 

@@ -21,7 +21,7 @@ from batchwell import (
     sampled,
     sublevel,
 )
-from batchwell.ensemble import SlowerEngine, advance, first_exits, start
+from batchwell.ensemble import SlowerEngine, advance, first_exits, fused, start
 from batchwell.errors import Divergence, InputError
 
 
@@ -67,35 +67,41 @@ PROCESSES = {
 }  # fmt: skip
 
 
+@pytest.fixture(params=["straight", "loops"])
+def mode(request, monkeypatch):
+    """Straight-line code, then array code, whatever the size."""
+    monkeypatch.setattr(fused, "LOOPS_ABOVE", {"straight": 10**9, "loops": -1}[request.param])
+
+
 def begin(process, paths, dim=None):
     dim = dim or (process.loss.dim if isinstance(process, SGD) else process.dim)
     return start(process, np.linspace(0.2, 0.4, dim), paths, seed=3, substeps=2)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_same_paths(name):
+def test_same_paths(name, mode):
     process = PROCESSES[name]
     state = begin(process, 19)
     for steps in (2, 5):
-        fused = advance(process, state, steps, substeps=2, engine="fused")
+        there = advance(process, state, steps, substeps=2, engine="fused")
         plain = advance(process, state, steps, substeps=2, engine="xla")
-        np.testing.assert_array_equal(fused.rng, plain.rng)
-        np.testing.assert_allclose(fused.x, plain.x, rtol=1e-12, atol=1e-13)
-        for a, b in zip(_leaves(fused.memory), _leaves(plain.memory), strict=True):
+        np.testing.assert_array_equal(there.rng, plain.rng)
+        np.testing.assert_allclose(there.x, plain.x, rtol=1e-12, atol=1e-13)
+        for a, b in zip(_leaves(there.memory), _leaves(plain.memory), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
-        state = fused
+        state = there
 
 
 @pytest.mark.parametrize("scheme", ["euler", "platen"])
 @pytest.mark.parametrize("name", ["own diffusion", "plane, order 2"])
-def test_same_schemes(name, scheme):
+def test_same_schemes(name, scheme, mode):
     process = PROCESSES[name]
     state = begin(process, 19)
     options = {"substeps": 2, "scheme": scheme}
-    fused = advance(process, state, 5, engine="fused", **options)
+    there = advance(process, state, 5, engine="fused", **options)
     plain = advance(process, state, 5, engine="xla", **options)
-    np.testing.assert_array_equal(fused.rng, plain.rng)
-    np.testing.assert_allclose(fused.x, plain.x, rtol=1e-12, atol=1e-13)
+    np.testing.assert_array_equal(there.rng, plain.rng)
+    np.testing.assert_allclose(there.x, plain.x, rtol=1e-12, atol=1e-13)
 
 
 def _leaves(memory):
@@ -125,18 +131,18 @@ EXITS["sublevel of the mean"] = (
 
 
 @pytest.mark.parametrize("name", EXITS)
-def test_same_exits(name):
+def test_same_exits(name, mode):
     process, x0, domain, horizon = EXITS[name]
-    fused = first_exits(process, x0, domain, horizon, 100, seed=5, substeps=2, engine="fused")
+    there = first_exits(process, x0, domain, horizon, 100, seed=5, substeps=2, engine="fused")
     plain = first_exits(process, x0, domain, horizon, 100, seed=5, substeps=2, engine="xla")
-    np.testing.assert_array_equal(fused.steps, plain.steps)
-    np.testing.assert_array_equal(fused.observed, plain.observed)
-    np.testing.assert_allclose(fused.points, plain.points, rtol=1e-9, atol=1e-10)
-    assert fused.observed.any()
+    np.testing.assert_array_equal(there.steps, plain.steps)
+    np.testing.assert_array_equal(there.observed, plain.observed)
+    np.testing.assert_allclose(there.points, plain.points, rtol=1e-9, atol=1e-10)
+    assert there.observed.any()
 
 
 @pytest.mark.parametrize("name", ["gaussian B=1", "data", "subset", "data, order 1"])
-def test_bits_do_not_depend_on_chunks_lanes_or_threads(name):
+def test_bits_do_not_depend_on_chunks_lanes_or_threads(name, mode):
     process = PROCESSES[name]
     whole = advance(process, begin(process, 41), 6, substeps=2, threads=1)
     state = begin(process, 41)
@@ -149,7 +155,7 @@ def test_bits_do_not_depend_on_chunks_lanes_or_threads(name):
 
 
 @pytest.mark.parametrize("name", ["well", "data", "epochs"])
-def test_exits_do_not_depend_on_threads(name):
+def test_exits_do_not_depend_on_threads(name, mode):
     process, x0, domain, horizon = EXITS[name]
     one = first_exits(process, x0, domain, horizon, 90, seed=5, threads=1)
     two = first_exits(process, x0, domain, horizon, 90, seed=5, threads=3)

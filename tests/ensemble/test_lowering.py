@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchwell.ensemble import elementary, emit, lowering
+from batchwell.ensemble.loop_arrays import View, nest_of
+from batchwell.ensemble.loop_rules import LOOP_RULES
 from batchwell.ensemble.lowering import Unsupported
 from batchwell.ensemble.mapped import mapped
+from batchwell.ensemble.rules_maths import ELEMENTWISE
 
 A = np.random.default_rng(0).standard_normal((4, 4))
 POINTS = np.random.default_rng(1).uniform(-2, 2, (21, 4))
@@ -102,18 +105,19 @@ CASES = {
 }  # fmt: skip
 
 
-def differs(function, rtol=2e-12, points=POINTS):
+def differs(function, rtol=2e-12, points=POINTS, loops=False):
     """Whether lowered code is not what JAX computes."""
-    want = np.asarray(jax.jit(jax.vmap(function))(points))
-    got = mapped(function, 4)(points)
+    want = np.asarray(jax.jit(jax.vmap(function))(points)).reshape(len(points), -1)
+    got = mapped(function, 4, loops=loops)(points)
     if got.shape != want.shape:
         return True
     return not np.allclose(got, want, rtol=rtol, atol=1e-14, equal_nan=True)
 
 
+@pytest.mark.parametrize("loops", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_every_primitive(name):
-    assert not differs(CASES[name])
+def test_every_primitive(name, loops):
+    assert not differs(CASES[name], loops=loops)
 
 
 def test_float32_is_close():
@@ -168,10 +172,10 @@ def wrong(rule):
     return mutant
 
 
-def caught(users):
+def caught(users, loops=False):
     for name in users:
         try:
-            if differs(CASES[name]):
+            if differs(CASES[name], loops=loops):
                 return True
         except Exception:
             return True
@@ -184,6 +188,29 @@ def test_a_wrong_rule_is_caught(primitive, monkeypatch):
     assert users, f"no case uses {primitive}"
     monkeypatch.setitem(lowering.RULES, primitive, wrong(lowering.RULES[primitive]))
     assert caught(users)
+
+
+def wrong_in_loops(rule):
+    """A rule of array code that errs in the last entry of its first result."""
+
+    def mutant(w, eqn, args):
+        first, *rest = rule(w, eqn, args)
+        value = w.store(first)
+        places = value.view.places[-1:]
+        last = w.leaf(value.view.buffer, places, (1,), value.truth)
+        moved = w.combine(lambda n: w.graph.sub(0.375, w.graph.as_real(n)), [last], (1,))
+        w.store(moved, View(value.view.buffer, places))
+        return [value, *rest]
+
+    return mutant
+
+
+@pytest.mark.parametrize("primitive", sorted(set(LOOP_RULES) - ELEMENTWISE - ALIASES))
+def test_a_wrong_loop_is_caught(primitive, monkeypatch):
+    users = [name for name, used in USED.items() if primitive in used]
+    assert users, f"no case uses {primitive}"
+    monkeypatch.setitem(LOOP_RULES, primitive, wrong_in_loops(LOOP_RULES[primitive]))
+    assert caught(users, loops=True)
 
 
 @pytest.mark.parametrize("function", sorted(elementary.FUNCTIONS))
@@ -231,13 +258,57 @@ def grown(tree, x):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
-@given(TREES)
-def test_generated_losses_and_their_gradients(tree):
+@given(TREES, st.booleans())
+def test_generated_losses_and_their_gradients(tree, loops):
     def both(x):
         value, slope = jax.value_and_grad(lambda y: grown(tree, y))(x)
         return jnp.append(slope, value)
 
-    assert not differs(both, rtol=1e-9, points=POINTS[2:])
+    assert not differs(both, rtol=1e-9, points=POINTS[2:], loops=loops)
+
+
+def unrolled(nest):
+    """The places that nested loops run through."""
+    first, levels = nest
+    places = first[:, None]
+    for count, strides in levels:
+        places = (places[:, :, None] + strides[:, None, None] * np.arange(count)).reshape(
+            len(first), -1
+        )
+    return places
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(-3, 9), st.integers(-3, 9)), max_size=4),
+    st.booleans(),
+)
+def test_nested_loops_run_through_the_same_places(axes, shuffled):
+    grid = np.indices([n for n, _, _ in axes])
+    places = np.stack([
+        sum((g * axis[k] for g, axis in zip(grid, axes, strict=True)), np.zeros((), int)).ravel()
+        + 3 * k
+        for k in (1, 2)
+    ])  # fmt: skip
+    if shuffled:
+        places[0] = np.random.default_rng(0).permutation(places[0])
+    nest = nest_of(places)
+    if nest is None:
+        assert shuffled or places.shape[1] > 4
+    else:
+        np.testing.assert_array_equal(unrolled(nest), places)
+
+
+def test_long_loops_stay_loops():
+    """A recurrence of 300 steps with a matrix product in each: one loop, few lines."""
+    matrix = jnp.asarray(np.random.default_rng(5).standard_normal((4, 4)) / 3)
+
+    def recurrent(x):
+        last, trace = jax.lax.scan(lambda h, k: (jnp.tanh(matrix @ h + x), h[0]), x, None, 300)
+        return jnp.append(last, trace[::50])
+
+    assert not differs(recurrent, loops=True, rtol=1e-9)
+    assert not differs(jax.grad(lambda x: recurrent(x).sum()), loops=True, rtol=1e-9)
 
 
 def test_what_cannot_be_lowered_says_so():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-FLOOR = {"well": 0.35, "exits": 0.3, "logistic": 0.25}
+FLOOR = {"well": 0.35, "large": 0.3, "exits": 0.3, "logistic": 0.25}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,10 @@ def best_ratio(bench, case):
 def test_plain_steps(bench):
     case = bench[0].ensemble_case("", bench[0].WELL, [-1.0], 4096, 500, 0, "well")
     assert best_ratio(bench, case) > FLOOR["well"]
+
+
+def test_array_code(bench):
+    assert best_ratio(bench, bench[0].large_case(512, 50)) > FLOOR["large"]
 
 
 def test_first_exits(bench):

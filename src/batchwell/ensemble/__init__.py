@@ -246,11 +246,17 @@ def _stepper(
     state = (ensemble.x, ensemble.rng, ensemble.memory)
     if settings.engine != "xla":
         try:
-            engine = fused.engine_of(process, settings.scheme, settings.precision)
+            engine = _engine(process, settings)
             return fused.Stepper(engine, substeps, settings.threads, *state, device=settings.device)
         except Unsupported as why:
             fall_back(settings, str(why))
     return xla.Stepper(process, substeps, settings.scheme, *state)
+
+
+def _engine(process: Process, settings: Settings) -> fused.Engine:
+    return fused.engine_of(
+        process, settings.scheme, settings.precision, generator=settings.generator
+    )
 
 
 def positions(
@@ -401,8 +407,8 @@ def first_exits(
     per = 1 if isinstance(process, SGD) else whole("substeps", substeps)
     if settings.engine != "xla":
         try:
-            engine = fused.engine_of(process, settings.scheme, settings.precision)
-            test = exits.exit_test(process, domain, bridge)
+            engine = _engine(process, settings)
+            test = exits.exit_test(process, domain, bridge, engine.recipe.loops)
             found = exits.find_exits(
                 engine,
                 test,

@@ -13,6 +13,8 @@ from ..domain import Domain
 from ..dynamics import SGD, Diffusion, Process
 from ..errors import InputError
 from ..loss import StochasticLoss
+from . import loop_recipes
+from .exit_kernel import Exit, exit_source
 from .fused import (
     DTYPE,
     Arguments,
@@ -24,11 +26,13 @@ from .fused import (
     thread_count,
 )
 from .ir import Graph
-from .kernels import Context, Exit, Expressions, Recipe, exit_source
+from .kernels import Context, Expressions, Recipe
+from .loop_program import Program
 from .lowering import inputs, lower
 from .recipes import data_table, example_loss, mean_over_rows, row_weights
 from .vector import Val
 
+Written = Callable[[Context], Val]
 CHUNK = 32  # steps between bookings
 CALL_SECONDS = 0.5
 
@@ -58,27 +62,32 @@ def chunk_of(process: Process) -> int:
     return CHUNK
 
 
-_tests: dict[tuple[Domain, object], Exit] = {}
+_tests: dict[tuple[Domain, object, bool], Exit] = {}
 
 
-def exit_test(process: Process, domain: Domain, bridge: bool) -> Exit:
-    """The lowered test for having left `domain`; raises `lowering.Unsupported`."""
-    key = (domain, process if bridge else None)
+def exit_test(process: Process, domain: Domain, bridge: bool, loops: bool = False) -> Exit:
+    """The lowered test for having left `domain`, as array code if `loops`.
+
+    Raises
+    ------
+    Unsupported
+        The level has no fused form.
+    """
+    key = (domain, process if bridge else None, loops)
     if key not in _tests:
         spread = None
         if bridge:
-            spread = _scalar(_level_variance(process, domain), domain.dim)
-        _tests[key] = _mean_test(domain, spread) or _plain_test(domain, spread)
+            spread = _scalar(_level_variance(process, domain), domain.dim, loops)
+        _tests[key] = _mean_test(domain, spread, loops) or _plain_test(domain, spread, loops)
     return _tests[key]
 
 
-def _plain_test(domain: Domain, spread: Expressions | None) -> Exit:
+def _plain_test(domain: Domain, spread: Written | None, loops: bool) -> Exit:
     assert domain.level is not None
-    level = _scalar(domain.level, domain.dim)
-    return Exit(lambda ctx, x: ctx.evaluate(level, x=x)[0], spread)
+    return Exit(_scalar(domain.level, domain.dim, loops), spread)
 
 
-def _mean_test(domain: Domain, spread: Expressions | None) -> Exit | None:
+def _mean_test(domain: Domain, spread: Written | None, loops: bool) -> Exit | None:
     """The test for a sublevel set of `StochasticLoss.mean`, as a loop over its data."""
     loss = getattr(domain.function, "__self__", None)
     method = getattr(domain.function, "__func__", None)
@@ -86,16 +95,31 @@ def _mean_test(domain: Domain, spread: Expressions | None) -> Exit | None:
         return None
     if loss.closed_mean is not None:
         return None
-    code, columns = example_loss(loss)
+    mean = _looped_mean(loss) if loops else _straight_mean(loss)
 
-    def level(ctx: Context, x: list[Val]) -> Val:
+    def level(ctx: Context) -> Val:
         kept, c = ctx.loaded, ctx.code
         ctx.loaded = {**kept, **{name: kept[f"level_{name}"] for name in _DATA}}
-        total = mean_over_rows(ctx, code, columns, x=x)[0]
+        total = mean(ctx)
         ctx.loaded = kept
         return c.sub(total, c.like(domain.height, total))
 
     return Exit(level, spread, data_table(loss), row_weights(loss))
+
+
+def _straight_mean(loss: StochasticLoss) -> Written:
+    code, columns = example_loss(loss)
+    return lambda ctx: mean_over_rows(ctx, code, columns, x=[v.get() for v in ctx.x])[0]
+
+
+def _looped_mean(loss: StochasticLoss) -> Written:
+    programs = loop_recipes.mean_losses(loss)
+
+    def mean(ctx: Context) -> Val:
+        total = loop_recipes.mean_over_rows(ctx, loss, programs, ctx.array("x"))
+        return ctx.arrays().number(total)
+
+    return mean
 
 
 _DATA = ("table", "weights", "rows")
@@ -114,10 +138,15 @@ def _level_variance(process: Process, domain: Domain) -> Callable[[object], obje
     return variance
 
 
-def _scalar(function: Callable[[object], object], dim: int) -> Expressions:
-    graph = Graph()
+def _scalar(function: Callable[[object], object], dim: int, loops: bool) -> Written:
+    """What writes a function of the positions, of one value."""
     point = jax.ShapeDtypeStruct((dim,), jnp.float64)
-    return Expressions.of(lower(graph, function, (point,), (inputs(graph, "x", (dim,)),)))
+    if loops:
+        program = Program(function, point)
+        return lambda ctx: ctx.arrays().number(program.write(ctx.arrays(), ctx.array("x"))[0])
+    graph = Graph()
+    code = Expressions.of(lower(graph, function, (point,), (inputs(graph, "x", (dim,)),)))
+    return lambda ctx: ctx.evaluate(code, x=[v.get() for v in ctx.x])[0]
 
 
 def find_exits(

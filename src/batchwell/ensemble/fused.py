@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,11 +14,16 @@ import numpy as np
 
 from ..dynamics import SGD, Process
 from . import cuda
-from .kernels import ARGS, REALS, Exit, Recipe, advance_source
+from .advance_kernel import advance_source
+from .exit_kernel import Exit
+from .kernels import ARGS, REALS, Recipe
+from .loop_recipes import loop_plan_of
+from .lowering import Unsupported
 from .native import Kernel, compile_kernel
-from .recipes import GradientField, Plan, plan_of, reals_of, stride_of
+from .recipes import GradientField, Plan, plan_of, reals_of, stride_of, work_of
 
 DTYPE = {"f64": np.float64, "f32": np.float32}
+LOOPS_ABOVE = 1200  # scalar operations: here array code overtakes straight-line code
 KIND = {"float64": "f64", "float32": "f32"}
 
 
@@ -29,17 +35,29 @@ class Engine:
     plan: Plan
     kind: str
     scheme: str
-
-    @property
-    def recipe(self) -> Recipe:
-        """How a step is written."""
-        return self.plan.recipe
+    recipe: Recipe
 
 
-def engine_of(process: Process, scheme: str = "heun", precision: str = "float64") -> Engine:
-    """The engine of a process; raises `lowering.Unsupported`."""
+def engine_of(
+    process: Process,
+    scheme: str = "heun",
+    precision: str = "float64",
+    loops: bool | None = None,
+    generator: str = "xoshiro",
+) -> Engine:
+    """The engine of a process; raises `lowering.Unsupported`.
+
+    `loops` asks for array code or for straight-line code; by default what is faster.
+    """
     kind = KIND[precision]
-    return Engine(process, plan_of(process, scheme, kind), kind, scheme)
+    if loops is None:
+        loops = work_of(process, scheme) > LOOPS_ABOVE
+        with contextlib.suppress(Unsupported):
+            return engine_of(process, scheme, precision, loops, generator)
+        loops = not loops
+    plan = (loop_plan_of if loops else plan_of)(process, scheme, kind)
+    recipe = replace(plan.recipe, generator=generator)
+    return Engine(process, plan, kind, scheme, recipe)
 
 
 _kernels: dict[tuple[Any, ...], Kernel] = {}
@@ -103,7 +121,9 @@ def _tables(plan: Plan, kind: str, gathers: bool) -> tuple[np.ndarray, np.ndarra
     assert plan.table is not None
     table = plan.table
     if gathers:
-        padded = np.zeros((len(table), stride_of(plan.columns, kind)), DTYPE[kind])
+        padded = np.zeros(
+            (len(table), stride_of(plan.columns, kind, plan.recipe.loops)), DTYPE[kind]
+        )
         padded[:, : plan.columns] = table
         return padded, np.zeros(1, DTYPE[kind])
     return blocked_table(plan, kind)

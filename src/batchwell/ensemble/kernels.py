@@ -1,6 +1,6 @@
-"""Kernels: a process's step in vector code, inside the loops that run it.
+"""Kernels: what a process's step in vector code is made of.
 
-A `Recipe` says how one step changes x; `advance_source` and `exit_source` put it into loops
+A `Recipe` says how one step changes x; `advance_kernel` and `exit_kernel` put it into loops
 over time and over blocks of lanes. Blocks are handed to threads by an atomic counter, and lanes
 that are done are refilled from another, so that no thread waits and no lane idles; what a path
 does depends on its own numbers alone.
@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from . import elementary
 from .emit import emit
+from .generators import words
 from .ir import Scalar
+from .loop_arrays import Buffer, Lazy, Loops
 from .lowering import Nodes
-from .vector import Code, Val, Var, module
+from .vector import Code, Val, Var
 
 # Places in the argument array of a kernel: addresses, whole numbers, and the address of reals.
 ARGS = (
@@ -50,6 +50,7 @@ class Context:
     code: Code
     kind: str
     dim: int
+    generator: str = "xoshiro"
     block: Val | None = None
     x: list[Var] = field(default_factory=list)
     rng: list[Var] = field(default_factory=list)
@@ -58,6 +59,8 @@ class Context:
     order: Val | None = None
     loaded: dict[str, Val] = field(default_factory=dict)
     supply: list[Val] = field(default_factory=list)  # normals drawn ahead
+    loops: Loops | None = None  # what writes array code, for recipes that loop
+    places: dict[str, Buffer] = field(default_factory=dict)  # where x and velocity then are
 
     def whole(self, name: str) -> Val:
         """A whole-number argument."""
@@ -89,45 +92,41 @@ class Context:
         c = self.code
         return [c.var(self.kind, value=c.const(0.0, self.kind)) for _ in range(count)]
 
-    def word(self) -> Val:
-        """The next word of every lane's xoshiro128++."""
-        c = self.code
-        s0, s1, s2, s3 = (v.get() for v in self.rng)
-        out = c.add(_rotated(c, c.add(s0, s3), 7), s0)
-        t = c.shift("shl", s1, 9)
-        s2, s3 = c.binary("xor", s2, s0), c.binary("xor", s3, s1)
-        s1, s0 = c.binary("xor", s1, s2), c.binary("xor", s0, s3)
-        s2, s3 = c.binary("xor", s2, t), _rotated(c, s3, 11)
-        for var, value in zip(self.rng, (s0, s1, s2, s3), strict=True):
-            var.set(value)
-        return out
+    def words(self, count: int) -> list[Val]:
+        """The next words of every lane's generator."""
+        return words(self.code, self.generator, self.rng, count)
 
     def normals(self, count: int) -> list[Val]:
         """Standard normals, drawn in pairs; a spare one is thrown away."""
         if self.supply:
             taken, self.supply = self.supply[:count], self.supply[count:]
             return taken
-        out: list[Val] = []
         per = 2 if self.kind == "f32" else 4
-        for _ in range((count + 1) // 2):
-            words = [self.word() for _ in range(per)]
-            out.extend(elementary.normal_pair(self.code, self.kind, words))
-        return out[:count]
+        pairs = [
+            elementary.normal_pair(self.code, self.kind, self.words(per))
+            for _ in range((count + 1) // 2)
+        ]
+        return [value for pair in pairs for value in pair][:count]
+
+    def arrays(self) -> Loops:
+        """What writes array code into this kernel."""
+        assert self.loops is not None
+        return self.loops
+
+    def array(self, name: str) -> Lazy:
+        """Positions ("x") or "velocity" of a recipe that loops, (dim,)."""
+        return self.arrays().whole(self.places[name], (self.dim,))
 
     def below(self, bound: Val) -> Val:
         """A whole number in 0 ... bound - 1 in every lane (`streams.index_below`)."""
         c = self.code
-        wide = c.cast("zext", self.word(), "i64")
+        wide = c.cast("zext", self.words(1)[0], "i64")
         return c.shift("lshr", c.mul(wide, c.splat(bound)), 32)
 
     def evaluate(self, code: Expressions, **inputs: list[Val]) -> list[Val]:
         """Outputs of lowered code at these values of its input arrays."""
         table = {f"{name}{k}": v for name, vs in inputs.items() for k, v in enumerate(vs)}
         return emit(self.code, code.outputs, table, self.kind)
-
-
-def _rotated(c: Code, x: Val, k: int) -> Val:
-    return c.call("fshl", x, x, c.like(k, x))
 
 
 Step = Callable[[Context], None]
@@ -150,6 +149,10 @@ class Recipe:
         the values of a step, or what is live of them, fit.
     normals
         Number of normals of a step that draws nothing else, and the same number always.
+    loops
+        Whether positions stay in memory and steps are loops over them (see `loop_arrays`).
+    generator
+        Where random words come from, see `generators`.
     """
 
     step: Step
@@ -158,6 +161,8 @@ class Recipe:
     order: bool = False
     wide: bool = False
     normals: int = 0
+    loops: bool = False
+    generator: str = "xoshiro"
 
     def shares(self, kind: str) -> bool:
         """Whether steps 2j and 2j + 1 share their normals, so that no spare is thrown away.
@@ -179,14 +184,14 @@ def gathered(ctx: Context, index: Val, columns: int, stride: int) -> list[Val]:
     base = c.mul(index, c.like(stride, index))
     if stride > columns or stride % c.lanes == 0:
         chunks = range(0, columns, c.lanes)
-        return [v for k in chunks for v in _transposed(ctx, base, k)][:columns]
+        return [v for k in chunks for v in transposed(ctx, base, c.i64(k))][:columns]
     return [
         c.gather(table, ctx.kind, c.add(base, c.like(k, base)) if k else base)
         for k in range(columns)
     ]
 
 
-def _transposed(ctx: Context, base: Val, first: int) -> list[Val]:
+def transposed(ctx: Context, base: Val, first: Val) -> list[Val]:
     """As many columns as lanes, from `first` on: pieces of rows, transposed in registers.
 
     Gathering them one by one costs several times as much.
@@ -194,7 +199,7 @@ def _transposed(ctx: Context, base: Val, first: int) -> list[Val]:
     c, n = ctx.code, ctx.code.lanes
     rows = []
     for lane in range(n):
-        start = c.add(c.extract(base, lane), c.i64(first))
+        start = c.add(c.extract(base, lane), first)
         rows.append(c.load(ctx.loaded["table"], ctx.kind, start, lanes=n))
     half = n // 2
     while half:
@@ -240,138 +245,13 @@ def descend(ctx: Context, sums: list[Var], momentum: bool) -> None:
         ctx.x[k].set(c.fma(c.neg(ctx.real("eta")), v, x))
 
 
-# -- loops ------------------------------------------------------------------------------------
-@dataclass(frozen=True, eq=False)
-class Watch:
-    """What is summed up along paths: lowered observables over x, and bins of a histogram."""
-
-    code: Expressions
-    bins: int = 0
-
-
-def advance_source(
-    recipe: Recipe, kind: str, watch: Watch | None = None, lanes: int = 0, linkage: str = ""
-) -> str:
-    """LLVM text of ``advance``: every block of paths runs `steps` steps, watched if asked.
-
-    With one lane it is the program of one thread of a GPU.
-    """
-    c = Code("advance", ["args"], lanes or recipe.lanes(kind), linkage)
-    ctx = Context(c, kind, recipe.dim)
-    ctx.read_reals()
-    steps, first, blocks = ctx.whole("steps"), ctx.whole("first"), ctx.whole("blocks")
-    last = c.add(first, steps)
-    with c.repeat() as done:
-        ctx.block = take_from(c, ctx.address("queue"))
-        c.leave_if(c.compare("sge", ctx.block, blocks), done)
-        load_block(ctx, recipe)
-        watching = _Watching(ctx, watch) if watch else None
-        seen = watching.see if watching else lambda: None
-        if recipe.shares(kind):
-            _run_in_pairs(ctx, recipe, first, last, seen)
-        else:
-            with c.loop(last, first) as k:
-                ctx.step = k
-                recipe.step(ctx)
-                seen()
-        _store_block(ctx)
-        if watching:
-            watching.store()
-    return module([c])
-
-
-class _Watching:
-    """Sums of observables and of their squares per path, and counts per bin, in float64."""
-
-    def __init__(self, ctx: Context, watch: Watch) -> None:
-        self.ctx, self.watch = ctx, watch
-        c, self.size = ctx.code, len(watch.code.outputs)
-        self.clock = c.var("i64", 1, c.i64(0))
-        self.every = ctx.whole("every")
-        self.sums = [
-            c.var("f64", value=c.load(p, "f64", at, c.lanes))
-            for p, at in _rows_of(ctx, "sums", "f64", 2 * self.size)
-        ]
-
-    def see(self) -> None:
-        """After a step: when it is time, take the observables in."""
-        c = self.ctx.code
-        clock = c.add(self.clock.get(), c.i64(1))
-        self.clock.set(clock)
-        due = c.compare("eq", c.binary("srem", clock, self.every), c.i64(0))
-        with c.when(due):
-            values = self.ctx.evaluate(self.watch.code, x=[v.get() for v in self.ctx.x])
-            for k, value in enumerate(c.real(v, "f64") for v in values):
-                total, square = self.sums[k], self.sums[self.size + k]
-                total.set(c.add(total.get(), value))
-                square.set(c.fma(value, value, square.get()))
-                if self.watch.bins:
-                    self._count(k, value)
-
-    def _count(self, k: int, value: Val) -> None:
-        """One more in the bin of every lane's value; the outer bins take what lies outside."""
-        c, ctx, bins = self.ctx.code, self.ctx, self.watch.bins
-        edges = ctx.address("edges")
-        low = c.splat(c.load(edges, "f64", c.i64(2 * k)))
-        scale = c.splat(c.load(edges, "f64", c.i64(2 * k + 1)))
-        place = c.call("floor", c.mul(c.sub(value, low), scale))
-        place = c.add(place, c.like(1.0, place))
-        place = c.select(c.compare("oge", place, c.like(0.0, place)), place, c.like(0.0, place))
-        top = c.like(bins + 1.0, place)
-        index = c.cast("fptosi", c.select(c.compare("olt", place, top), place, top), "i64")
-        counts, one = ctx.address("counts"), self._one_per_path()
-        for lane in range(c.lanes):
-            at = c.add(c.extract(index, lane), c.i64(k * (bins + 2)))
-            c.store(c.add(c.load(counts, "i64", at), c.extract(one, lane)), counts, at)
-
-    def _one_per_path(self) -> Val:
-        """1 in lanes that hold a path, 0 in those that fill the last block up."""
-        c = self.ctx.code
-        assert self.ctx.block is not None
-        path = c.add(c.splat(c.mul(self.ctx.block, c.i64(c.lanes))), c.lane_numbers())
-        return c.cast("zext", c.compare("slt", path, c.splat(self.ctx.whole("paths"))), "i64")
-
-    def store(self) -> None:
-        """Write the sums back."""
-        rows = _rows_of(self.ctx, "sums", "f64", 2 * self.size)
-        for (p, at), total in zip(rows, self.sums, strict=True):
-            self.ctx.code.store(total.get(), p, at)
-
-
-def _run_in_pairs(
-    ctx: Context, recipe: Recipe, first: Val, last: Val, seen: Callable[[], None]
-) -> None:
-    """Steps `first` ... `last` - 1 that share normals two by two (see `Recipe.shares`)."""
-    c = ctx.code
-    odd_start = c.binary("and", first, c.i64(1))
-    with c.when(c.compare("slt", first, last)):
-        with c.when(c.compare("ne", odd_start, c.i64(0))):
-            ctx.supply = ctx.normals(2 * recipe.normals)[recipe.normals :]
-            recipe.step(ctx)
-            seen()
-        even = c.add(first, odd_start)
-        left = c.sub(last, even)
-        with c.loop(c.shift("lshr", left, 1)):
-            ctx.supply = ctx.normals(2 * recipe.normals)
-            recipe.step(ctx)
-            seen()
-            recipe.step(ctx)
-            seen()
-        with c.when(c.compare("ne", c.binary("and", left, c.i64(1)), c.i64(0))):
-            before = [v.get() for v in ctx.rng]
-            ctx.supply = ctx.normals(2 * recipe.normals)[: recipe.normals]
-            for var, value in zip(ctx.rng, before, strict=True):
-                var.set(value)
-            recipe.step(ctx)
-            seen()
-
-
+# -- blocks of paths --------------------------------------------------------------------------
 def take_from(c: Code, queue: Val) -> Val:
     """The next number of a counter shared by all threads."""
     return c.emit("i64", 1, f"atomicrmw add ptr {queue.text}, i64 1 monotonic")
 
 
-def _rows_of(ctx: Context, name: str, kind: str, count: int) -> list[tuple[Val, Val]]:
+def rows_of(ctx: Context, name: str, kind: str, count: int) -> list[tuple[Val, Val]]:
     """(array, first element) of each of `count` rows of this block."""
     c = ctx.code
     assert ctx.block is not None
@@ -387,194 +267,36 @@ def load_block(ctx: Context, recipe: Recipe) -> None:
     def fetch(name: str, kind: str, count: int) -> list[Var]:
         return [
             c.var(kind, value=c.load(p, kind, at, c.lanes))
-            for p, at in _rows_of(ctx, name, kind, count)
+            for p, at in rows_of(ctx, name, kind, count)
         ]
 
-    ctx.x = fetch("x", ctx.kind, recipe.dim)
     ctx.rng = fetch("rng", "i32", 4)
-    if recipe.velocity:
-        ctx.velocity = fetch("velocity", ctx.kind, recipe.dim)
+    if recipe.loops:
+        ctx.loops = ctx.loops or Loops(c, ctx.kind)
+        for name in ("x", "velocity")[: 2 if recipe.velocity else 1]:
+            ctx.places[name] = ctx.loops.at(_rows_here(ctx, name, recipe.dim), recipe.dim)
+    else:
+        ctx.x = fetch("x", ctx.kind, recipe.dim)
+        if recipe.velocity:
+            ctx.velocity = fetch("velocity", ctx.kind, recipe.dim)
     if recipe.order:
         assert ctx.block is not None
         size = c.mul(ctx.loaded["rows"], c.i64(c.lanes))
         ctx.order = c.at(ctx.address("order"), "i32", c.mul(ctx.block, size))
 
 
-def _store_block(ctx: Context) -> None:
+def _rows_here(ctx: Context, name: str, count: int) -> Val:
+    """Address of this block's part of an array of `count` rows."""
+    c = ctx.code
+    assert ctx.block is not None
+    return c.at(ctx.address(name), ctx.kind, c.mul(ctx.block, c.i64(count * c.lanes)))
+
+
+def store_block(ctx: Context) -> None:
+    """Positions, generators and velocities back into memory."""
     for name, kind, values in (
         ("x", ctx.kind, ctx.x), ("rng", "i32", ctx.rng), ("velocity", ctx.kind, ctx.velocity)
     ):  # fmt: skip
         if values:
-            for (p, at), v in zip(_rows_of(ctx, name, kind, len(values)), values, strict=True):
+            for (p, at), v in zip(rows_of(ctx, name, kind, len(values)), values, strict=True):
                 ctx.code.store(v.get(), p, at)
-
-
-# -- first exits ------------------------------------------------------------------------------
-@dataclass(frozen=True, eq=False)
-class Exit:
-    """What is tested after every step, as lowered code over x.
-
-    Attributes
-    ----------
-    level
-        Writes ``level(x)``, negative inside the domain.
-    spread
-        For the bridge correction: variance of the level per unit of time, at x.
-    table, weights
-        Data of a level that is a mean over them.
-    """
-
-    level: Callable[[Context, list[Val]], Val]
-    spread: Expressions | None = None
-    table: np.ndarray | None = None
-    weights: np.ndarray | None = None
-
-
-def exit_source(recipe: Recipe, kind: str, test: Exit) -> str:
-    """LLVM text of ``exits``: lanes run until their paths leave, then take the next path.
-
-    A call runs at most `budget` chunks of `chunk` steps. Exits are noted inside a chunk and
-    booked at its end; what a lane does between its exit and the chunk's end is thrown away.
-    """
-    c = Code("exits", ["args"], recipe.lanes(kind))
-    ctx = Context(c, kind, recipe.dim)
-    ctx.read_reals()
-    ctx.block = c.i64(0)
-    points = c.array(kind, recipe.dim * c.lanes)
-    events = c.array("i32", c.lanes)
-    with c.loop(ctx.whole("budget")):
-        live = ctx.whole("live")
-        with c.when(c.compare("sgt", live, c.i64(0))):
-            load_block(ctx, recipe)
-            found = _run_chunk(ctx, recipe, test, points, events)
-            _store_block(ctx)
-            with c.when(found):
-                _book_exits(ctx, recipe, points, events)
-    return module([c])
-
-
-def _run_chunk(ctx: Context, recipe: Recipe, test: Exit, points: Val, events: Val) -> Val:
-    """`chunk` steps; notes the first event of every lane; whether a live lane had one."""
-    c = ctx.code
-    taken = c.load(ctx.address("taken"), "i64", lanes=c.lanes)
-    rest = c.sub(c.splat(ctx.whole("horizon")), taken)
-    rest = c.call("smin", rest, c.like(2**30, rest))
-    rest = c.cast("trunc", rest, "i32")
-    event = c.var("i32", value=c.const(0, "i32"))
-    where = [c.var(ctx.kind, value=v.get()) for v in ctx.x]
-    inside = _Bridge(ctx, test)
-    shares = recipe.shares(ctx.kind) and test.spread is None
-    together = 2 if shares else 1
-
-    def watched(t: Val) -> None:
-        ctx.step = t  # lanes start epochs together: see `exits.chunk_of`
-        inside.before()
-        recipe.step(ctx)
-        out = inside.left()
-        number = c.splat(c.cast("trunc", c.add(t, c.i64(1)), "i32"))
-        old = event.get()
-        over = c.binary("or", out, c.compare("eq", number, rest))
-        new = c.binary("and", over, c.compare("eq", old, c.like(0, old)))
-        minus = c.sub(c.like(0, number), number)
-        event.set(c.select(new, c.select(out, number, minus), old))
-        for spot, x in zip(where, ctx.x, strict=True):
-            spot.set(c.select(new, x.get(), spot.get()))
-
-    with c.loop(c.binary("sdiv", ctx.whole("chunk"), c.i64(together))) as turn:
-        if shares:
-            ctx.supply = ctx.normals(2 * recipe.normals)
-        for k in range(together):
-            watched(c.add(c.mul(turn, c.i64(together)), c.i64(k)))
-    for k, spot in enumerate(where):
-        c.store(spot.get(), points, c.i64(k * c.lanes))
-    ids = c.load(ctx.address("ids"), "i64", lanes=c.lanes)
-    noted = event.get()
-    awake = c.compare("sge", ids, c.like(0, ids))
-    happened = c.binary("and", awake, c.compare("ne", noted, c.like(0, noted)))
-    c.store(c.select(happened, noted, c.like(0, noted)), events)
-    c.store(c.add(taken, c.splat(ctx.whole("chunk"))), ctx.address("taken"))
-    return c.any(happened)
-
-
-class _Bridge:
-    """The test for having left: the level, or a Brownian bridge between two levels."""
-
-    def __init__(self, ctx: Context, test: Exit) -> None:
-        self.ctx, self.test = ctx, test
-        self.level: Val | None = None
-        self.variance: Val | None = None
-
-    def before(self) -> None:
-        """Read off the start of the step."""
-        if self.test.spread is None:
-            return
-        c, ctx = self.ctx.code, self.ctx
-        x = [v.get() for v in ctx.x]
-        self.level = self.test.level(ctx, x)
-        self.variance = c.mul(ctx.real("bridge"), ctx.evaluate(self.test.spread, x=x)[0])
-
-    def left(self) -> Val:
-        """Whether the path left during the step; NaN counts as outside."""
-        c, ctx = self.ctx.code, self.ctx
-        level = self.test.level(ctx, [v.get() for v in ctx.x])
-        out = c.compare("uge", level, c.like(0.0, level))
-        if self.level is None or self.variance is None:
-            return out
-        # P(a bridge from l0 < 0 to l1 < 0 touches 0) = exp(-2 l0 l1 / variance).
-        exponent = c.div(c.mul(c.mul(c.like(-2.0, level), self.level), level), self.variance)
-        u = c.real(elementary.uniform(c, ctx.word(), ctx.word()), ctx.kind)
-        touched = c.compare("olt", u, elementary.exp(c, exponent))
-        return c.binary("or", out, touched)
-
-
-def _book_exits(ctx: Context, recipe: Recipe, points: Val, events: Val) -> None:
-    c = ctx.code
-    with c.loop(c.i64(c.lanes)) as lane:
-        event = c.load(events, "i32", lane)
-        with c.when(c.compare("ne", event, c.i32(0))):
-            _book_one(ctx, recipe, points, event, lane)
-            _refill(ctx, recipe, lane)
-
-
-def _book_one(ctx: Context, recipe: Recipe, points: Val, event: Val, lane: Val) -> None:
-    """left[id] = steps taken, negative when censored; points[id] = position."""
-    c = ctx.code
-    ids, taken = ctx.address("ids"), ctx.address("taken")
-    path = c.load(ids, "i64", lane)
-    before = c.sub(c.load(taken, "i64", lane), ctx.whole("chunk"))
-    number = c.cast("sext", event, "i64")
-    censored = c.compare("slt", number, c.i64(0))
-    steps = c.add(before, c.select(censored, c.sub(c.i64(0), number), number))
-    c.store(c.select(censored, c.sub(c.i64(0), steps), steps), ctx.address("left"), path)
-    base = c.mul(path, c.i64(recipe.dim))
-    for k in range(recipe.dim):
-        value = c.load(points, ctx.kind, c.add(lane, c.i64(k * c.lanes)))
-        c.store(value, ctx.address("points"), c.add(base, c.i64(k)))
-
-
-def _refill(ctx: Context, recipe: Recipe, lane: Val) -> None:
-    """The next path takes the lane, or the lane falls asleep."""
-    c = ctx.code
-    ids, taken, live = ctx.address("ids"), ctx.address("taken"), ctx.address("")
-    path = take_from(c, ctx.address("queue"))
-    more = c.compare("slt", path, ctx.whole("paths"))
-    c.store(c.select(more, path, c.i64(-1)), ids, lane)
-    c.store(c.i64(0), taken, lane)
-    awake = c.load(live, "i64", c.i64(ARGS.index("live")))
-    fewer = c.select(more, awake, c.sub(awake, c.i64(1)))
-    c.store(fewer, live, c.i64(ARGS.index("live")))
-    with c.when(more):
-        for name, source, kind, count in (
-            ("x", "starts", ctx.kind, recipe.dim), ("rng", "states", "i32", 4)
-        ):  # fmt: skip
-            base = c.mul(path, c.i64(count))
-            for k in range(count):
-                value = c.load(ctx.address(source), kind, c.add(base, c.i64(k)))
-                c.store(value, ctx.address(name), c.add(lane, c.i64(k * c.lanes)))
-        for k in range(recipe.dim if recipe.velocity else 0):
-            zero = c.const(0.0, ctx.kind, 1)
-            c.store(zero, ctx.address("velocity"), c.add(lane, c.i64(k * c.lanes)))
-        if recipe.order:
-            with c.loop(ctx.loaded["rows"]) as row:
-                entry = c.cast("trunc", row, "i32")
-                c.store(entry, ctx.address("order"), c.add(lane, c.mul(row, c.i64(c.lanes))))

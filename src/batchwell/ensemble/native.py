@@ -46,6 +46,12 @@ def _machine(level: int) -> Any:
     )
 
 
+@lru_cache(maxsize=1)
+def wide_registers() -> bool:
+    """Whether the processor has 32 registers of 512 bits."""
+    return bool(_llvm().get_host_cpu_features().get("avx512f", False))
+
+
 def cache_directory() -> Path | None:
     """Where kernels are kept; None when the cache is off."""
     named = os.environ.get("BATCHWELL_CACHE")

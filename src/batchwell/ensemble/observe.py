@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from .._jax import jax, jnp
+from .advance_kernel import advance_source
 from .fused import Blocks, Engine, Stepper, blocked, kernel, run, thread_count, unblocked
 from .ir import Graph
-from .kernels import Expressions, Watch, advance_source
+from .kernels import Expressions
+from .loop_program import Program
 from .lowering import inputs, lower
+from .watching import Watch
 
 Observable = Callable[[Any], Any]
 
@@ -62,6 +65,14 @@ def shape_of(observable: Observable, dim: int) -> int:
     return int(np.prod(out.shape))
 
 
+def _lowered(observable: Observable, dim: int, loops: bool) -> Expressions | Program:
+    point = jax.ShapeDtypeStruct((dim,), jnp.float64)
+    if loops:
+        return Program(observable, point)
+    graph = Graph()
+    return Expressions.of(lower(graph, observable, (point,), (inputs(graph, "x", (dim,)),)))
+
+
 class Watcher:
     """A fused `Stepper` that sums observables up after every `every` steps."""
 
@@ -74,10 +85,9 @@ class Watcher:
         bins: Bins | None,
         threads: int | None,
     ) -> None:
-        graph, dim = Graph(), engine.recipe.dim
-        point = jax.ShapeDtypeStruct((dim,), jnp.float64)
-        code = Expressions.of(lower(graph, observable, (point,), (inputs(graph, "x", (dim,)),)))
-        self.watch = Watch(code, bins.number if bins else 0)
+        dim, self.size = engine.recipe.dim, shape_of(observable, engine.recipe.dim)
+        code = _lowered(observable, dim, engine.recipe.loops)
+        self.watch = Watch(code, self.size, bins.number if bins else 0)
         self.stepper, self.engine, self.bins = stepper, engine, bins
         self.every, self.threads = every, threads
         self.call = kernel(
@@ -87,7 +97,6 @@ class Watcher:
             lambda: advance_source(engine.recipe, engine.kind, self.watch),
             self.watch,
         )
-        self.size = len(code.outputs)
 
     def __call__(self, first: int, steps: int, sums: Sums) -> np.ndarray:
         """`steps` more SGD steps, a multiple of `every`; adds to `sums`; positions (M, d)."""

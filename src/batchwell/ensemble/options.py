@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from ..dynamics import SGD, Process
 from ..errors import InputError, one_of, require, whole
 from . import cuda
+from .generators import GENERATORS
 from .step import SCHEMES
 
 ENGINES = ("auto", "fused", "xla")
@@ -38,6 +39,9 @@ class Options(TypedDict, total=False):
     scheme
         For diffusions, see `step.SCHEMES`: "heun" (weak order 2 where noise does not depend on
         x), "euler" (Euler-Maruyama), "platen" (weak order 2).
+    generator
+        "xoshiro" (xoshiro128++), or "philox" (Philox-4x32-10 at every draw; slower): other random
+        bits of the same quality, to see that an answer does not hang on the generator.
     """
 
     engine: str
@@ -46,6 +50,7 @@ class Options(TypedDict, total=False):
     threads: int | None
     device: str
     scheme: str
+    generator: str
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Settings:
     threads: int | None = None
     device: str = "cpu"
     scheme: str = "heun"
+    generator: str = "xoshiro"
 
 
 class SlowerEngine(UserWarning):
@@ -79,11 +85,11 @@ def checked(process: Process, substeps: int, options: dict[str, Any]) -> Setting
     one_of("precision", out.precision, PRECISIONS)
     one_of("device", out.device, DEVICES)
     one_of("scheme", out.scheme, SCHEMES)
+    one_of("generator", out.generator, GENERATORS)
     if out.threads is not None:
         whole("threads", out.threads)
     if out.engine == "xla":
-        _only_fused("precision", out.precision, "float64")
-        _only_fused("device", out.device, "cpu")
+        _only_fused(out)
     if out.device == "cuda":
         cuda.need_device()
     if out.precision == "float32":
@@ -91,8 +97,11 @@ def checked(process: Process, substeps: int, options: dict[str, Any]) -> Setting
     return out
 
 
-def _only_fused(key: str, value: str, only: str) -> None:
-    require(value == only, key, value, f"must be {only} with engine='xla'; use engine='fused'")
+def _only_fused(settings: Settings) -> None:
+    """Refuse on XLA what only the fused engine has."""
+    for key, only in (("precision", "float64"), ("device", "cpu"), ("generator", "xoshiro")):
+        value = getattr(settings, key)
+        require(value == only, key, value, f"must be {only} with engine='xla'; use engine='fused'")
 
 
 def _float32_is_safe(process: Process, substeps: int) -> None:
@@ -124,8 +133,7 @@ def fall_back(settings: Settings, reason: str) -> None:
             "fused",
             f"cannot run this: {reason}; use engine='xla', or write the loss without it",
         )
-    _only_fused("precision", settings.precision, "float64")
-    _only_fused("device", settings.device, "cpu")
+    _only_fused(settings)
     if reason not in _told:
         _told.add(reason)
         warnings.warn(

@@ -24,7 +24,7 @@ from .kernels import (
     gathered,
     uniform_row,
 )
-from .lowering import inputs, lower
+from .lowering import cost_of, inputs, lower
 from .step import pairs_of, platen
 from .vector import Val, Var
 
@@ -117,6 +117,39 @@ def plan_of(process: Process, scheme: str, kind: str) -> Plan:
         assert process.sgd is not None
         return _approximation_plan(process.sgd.loss, process.order, scheme)
     return _own_plan(process, scheme)
+
+
+@lru_cache(maxsize=256)
+def work_of(process: Process, scheme: str) -> int:
+    """About how many scalar operations straight-line code of a step, or of one example, has."""
+    if isinstance(process, SGD) or _over_rows(process):
+        loss = process.loss if isinstance(process, SGD) else process.sgd.loss  # type: ignore[union-attr]
+        example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), loss.nodes)
+        once = cost_of(jax.grad(loss.function), _point(loss.dim), example)
+        return once if isinstance(process, SGD) else 2 * once
+    x, xi = _point(process.dim), _point(process.noise_dim)
+    if scheme == "platen":
+        return cost_of(
+            partial(platen, process), x, xi, _point(pairs_of(process.noise_dim)), _point()
+        )
+    return cost_of(process.drift, x) + cost_of(process.factor_vector, x, xi)
+
+
+def _over_rows(process: Diffusion) -> bool:
+    """Whether a diffusion's fields are sums over data."""
+    if not from_loss(process):
+        return False
+    assert process.sgd is not None
+    return over_rows(process.sgd.loss)
+
+
+def over_rows(loss: StochasticLoss) -> bool:
+    """Whether gradient and noise of a loss are best summed over its nodes, one noise for each."""
+    return loss.closed_mean is None and loss.closed_factor is None and not loss.square
+
+
+def _point(*shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, jnp.float64)
 
 
 # -- SGD --------------------------------------------------------------------------------------
@@ -226,10 +259,14 @@ def data_table(loss: StochasticLoss) -> np.ndarray:
     return np.concatenate([a.reshape(len(a), -1).astype(np.float64) for a in leaves], axis=1)
 
 
-def stride_of(columns: int, kind: str) -> int:
-    """Length of a row of the table in memory: padded, if short, to be loaded by registers."""
+def stride_of(columns: int, kind: str, loops: bool = False) -> int:
+    """Length of a row of the table in memory: padded, if short, to be loaded by registers.
+
+    Recipes that loop load rows of any length so.
+    """
     lanes = 2 * NATIVE_LANES[kind]
-    return -(-columns // lanes) * lanes if 2 < columns <= MAX_LOADED_ROW else columns
+    padded = loops or 2 < columns <= MAX_LOADED_ROW
+    return -(-columns // lanes) * lanes if padded else columns
 
 
 @lru_cache(maxsize=256)
@@ -237,15 +274,11 @@ def _data_plan(loss: StochasticLoss, sampling: str, momentum: bool, kind: str) -
     gradient = row_sum(loss, 1)
     columns = gradient.columns
     stride = stride_of(columns, kind)
-    choose = {
-        "with_replacement": _any_row,
-        "without_replacement": _subset_row,
-        "reshuffle": _epoch_row,
-    }[sampling]
+    choose = CHOOSE[sampling]
 
     def step(ctx: Context) -> None:
         if sampling == "reshuffle":
-            _shuffle_if_due(ctx)
+            shuffle_if_due(ctx)
         c, sums = ctx.code, ctx.zeros(loss.dim)
         x = [v.get() for v in ctx.x]
         one = [c.const(1.0, ctx.kind)]
@@ -297,7 +330,8 @@ def _epoch_position(ctx: Context) -> Val:
     return c.binary("srem", ctx.step, per_epoch)
 
 
-def _shuffle_if_due(ctx: Context) -> None:
+def shuffle_if_due(ctx: Context) -> None:
+    """At the start of an epoch, a fresh order."""
     c, n = ctx.code, ctx.loaded["rows"]
     with (
         c.when(c.compare("eq", _epoch_position(ctx), c.i64(0))),
@@ -313,11 +347,18 @@ def _epoch_row(ctx: Context, b: Val) -> Val:
     return c.cast("zext", _order_at(ctx, place), "i64")
 
 
+CHOOSE: dict[str, Callable[[Context, Val], Val]] = {
+    "with_replacement": _any_row,
+    "without_replacement": _subset_row,
+    "reshuffle": _epoch_row,
+}
+
+
 @lru_cache(maxsize=256)
 def _sampled_plan(loss: StochasticLoss, momentum: bool, single: bool) -> Plan:
     gradient, width = example_gradient(loss)
     assert loss.noise is not None
-    draw = _drawer(loss.noise, width)
+    draw = drawer(loss.noise, width)
 
     def step(ctx: Context) -> None:
         x = [v.get() for v in ctx.x]
@@ -342,7 +383,7 @@ def _sampled_plan(loss: StochasticLoss, momentum: bool, single: bool) -> Plan:
 Draw = Callable[[Context, int], list[Val]]
 
 
-def _drawer(law: Noise, width: int) -> Draw:
+def drawer(law: Noise, width: int) -> Draw:
     """``draw(ctx, examples)``: the noise of that many examples, flat."""
     if law.name == "gaussian":
         return lambda ctx, examples: ctx.normals(width * examples)
@@ -351,7 +392,7 @@ def _drawer(law: Noise, width: int) -> Draw:
     def draw(ctx: Context, examples: int) -> list[Val]:
         out = []
         for _ in range(width * examples):
-            words = {f"w{k}": ctx.word() for k in range(law.words)}
+            words = {f"w{k}": w for k, w in enumerate(ctx.words(law.words))}
             from .emit import emit
 
             out.append(ctx.code.real(emit(ctx.code, code.outputs, words, "f64")[0], ctx.kind))
@@ -436,7 +477,7 @@ def _platen_plan(process: Diffusion) -> Plan:
         one = c.const(1.0, ctx.kind)
         signs = [
             c.select(c.compare("sge", w, c.like(0, w)), one, c.neg(one))
-            for w in (ctx.word() for _ in range(pairs_of(m)))
+            for w in (ctx.words(1)[0] for _ in range(pairs_of(m)))
         ]
         x = [v.get() for v in ctx.x]
         out = ctx.evaluate(code, x=x, xi=xi, sign=signs, dt=[ctx.real("bridge")])
@@ -478,7 +519,7 @@ def _straight_plan(
 
 @lru_cache(maxsize=256)
 def _approximation_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
-    if loss.closed_mean is None and loss.closed_factor is None:
+    if over_rows(loss):
         return _rows_plan(loss, order, scheme)
 
     def drift(x: Any, xi: Any, more: Any) -> Any:

@@ -69,8 +69,9 @@ class Code:
         self.lines: list[str] = []
         self.entry: list[str] = []
         self.declared: set[str] = set()
-        self.block = "entry"
+        self.constants: list[str] = []
         self._count = 0
+        self._heap = 0
 
     # -- text ---------------------------------------------------------------------------------
     def line(self, text: str) -> None:
@@ -88,9 +89,25 @@ class Code:
         """The finished function; `declarations` must be put beside it."""
         head = f"define {self.linkage} void" if self.linkage else "define void"
         params = ", ".join(f"ptr {a.text}" for a in self.args)
-        body = "\n".join([*self.entry, "  br label %body0", "body0:", *self.lines, "  ret void"])
+        begin, end = self._room()
+        lines = [*begin, *self.entry, "  br label %body0", "body0:", *self.lines, *end]
+        body = "\n".join([*lines, "  ret void"])
         note = " noinline" if self.linkage == "internal" else ""
         return f"{head} @{self.name}({params}){note} {{\nentry:\n{body}\n}}\n"
+
+    def _room(self) -> tuple[list[str], list[str]]:
+        """What asks for the memory of `heap` at the start, and gives it back at the end."""
+        if not self._heap:
+            return [], []
+        self.declared |= {"declare noalias ptr @malloc(i64)", "declare void @free(ptr)"}
+        begin = [
+            f"  %room = call ptr @malloc(i64 {self._heap + 64})",
+            "  %room.number = ptrtoint ptr %room to i64",
+            "  %room.above = add i64 %room.number, 63",
+            "  %room.aligned = and i64 %room.above, -64",
+            "  %heap = inttoptr i64 %room.aligned to ptr",
+        ]
+        return begin, ["  call void @free(ptr %room)"]
 
     # -- constants ----------------------------------------------------------------------------
     def const(self, value: float, kind: str, lanes: int | None = None) -> Val:
@@ -306,6 +323,28 @@ class Code:
         self.entry.append(f"  {name} = alloca [{size} x {llvm_type(kind)}], align 64")
         return Val(name, "ptr")
 
+    def heap(self, kind: str, size: int) -> Val:
+        """Room for `size` scalars, for as long as the function runs."""
+        self._count += 1
+        name = f"%a{self._count}"
+        self.entry.append(f"  {name} = getelementptr i8, ptr %heap, i64 {self._heap}")
+        self._heap += -(-size * _SIZE[kind] // 64) * 64
+        return Val(name, "ptr")
+
+    @property
+    def heap_bytes(self) -> int:
+        """Bytes that `heap` has given away."""
+        return self._heap
+
+    def constant_bytes(self, data: bytes) -> Val:
+        """Address of these bytes, which are part of the program."""
+        name = f"@{self.name}.data{len(self.constants)}"
+        text = "\\" + data.hex("\\")
+        self.constants.append(
+            f'{name} = private unnamed_addr constant [{len(data)} x i8] c"{text}", align 64'
+        )
+        return Val(name, "ptr")
+
     def invoke(self, name: str, *args: Val) -> None:
         """Call a function of this module."""
         self.line(f"call void @{name}({', '.join(f'ptr {a.text}' for a in args)})")
@@ -365,8 +404,10 @@ class Code:
 
 def module(functions: Sequence[Code]) -> str:
     """LLVM text of these functions with the declarations that they need."""
+    sources = [f.source() for f in functions]
     declared = sorted(set().union(*(f.declared for f in functions)))
-    return "\n".join([*declared, *(f.source() for f in functions)])
+    constants = [line for f in functions for line in f.constants]
+    return "\n".join([*declared, *constants, *sources])
 
 
 def _literal(value: float, kind: str) -> str:

@@ -1,0 +1,137 @@
+"""Large networks on array code: chosen by itself, the same answer, the same bits, soon compiled."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from batchwell import (
+    SGD,
+    additive,
+    ball,
+    diffusion,
+    diffusion_approximation,
+    finite_sum,
+    sublevel,
+)
+from batchwell.ensemble import advance, first_exits, fused, observe, start
+from batchwell.ensemble.loop_arrays import Known, Loops
+from batchwell.ensemble.vector import Code
+
+
+def network(n=40, inputs=64, hidden=32, classes=10):
+    """Softmax regression on tanh units; labels are whole numbers that index the scores."""
+    rng = np.random.default_rng(8)
+    data = rng.standard_normal((n, inputs)), rng.integers(0, classes, n)
+    sizes = [inputs * hidden, hidden, hidden * classes, classes]
+    cuts = np.cumsum(sizes)[:-1].tolist()
+
+    def loss(w, z):
+        first, shift, second, bias = jnp.split(w, cuts)
+        h = jnp.tanh(z[0] @ first.reshape(inputs, hidden) + shift)
+        scores = h @ second.reshape(hidden, classes) + bias
+        return jax.nn.logsumexp(scores) - scores[z[1]] + 1e-4 * w @ w
+
+    return finite_sum(loss, data, sum(sizes))
+
+
+BIG = network()
+START = 0.2 * np.random.default_rng(9).standard_normal(BIG.dim)
+PROCESSES = {
+    "B=1": SGD(BIG, 0.3, 1),
+    "B=13": SGD(BIG, 0.3, 13),
+    "B=35, subsets": SGD(BIG, 0.3, 35, "without_replacement"),
+    "epochs with momentum": SGD(BIG, 0.1, 8, "reshuffle", 0.5),
+    "diffusion": diffusion_approximation(SGD(BIG, 0.3, 8), 1),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_network_of_2410_parameters(name):
+    process = PROCESSES[name]
+    clock = time.process_time()
+    engine = fused.engine_of(process)
+    fused.Advancer(engine, 2, 1)
+    assert engine.recipe.loops
+    assert time.process_time() - clock < 5  # source and compilation
+    state = start(process, START, 10, seed=2, substeps=2)
+    looped = advance(process, state, 3, substeps=2, engine="fused")
+    plain = advance(process, state, 3, substeps=2, engine="xla")
+    np.testing.assert_array_equal(looped.rng, plain.rng)
+    np.testing.assert_allclose(looped.x, plain.x, rtol=1e-10, atol=1e-12)
+    again = advance(process, state, 1, substeps=2, threads=1)
+    again = advance(process, again, 2, substeps=2, threads=3)
+    np.testing.assert_array_equal(again.x, looped.x)
+    single = advance(process, state, 3, substeps=2, precision="float32")
+    if isinstance(process, SGD):  # the same examples; a diffusion's normals are others in float32
+        moved = np.abs(plain.x - state.x).max()
+        assert np.abs(single.x - plain.x).max() < 1e-4 * moved
+    else:
+        assert np.isfinite(single.x).all()
+
+
+def test_a_diffusion_in_forty_dimensions():
+    rng = np.random.default_rng(3).standard_normal((40, 40))
+    matrix = rng @ rng.T / 40 + np.eye(40)
+    dense = diffusion(lambda x: -(matrix @ x + 0.1 * x**3), lambda x: 0.5 * jnp.eye(40), 40, 0.01)
+    assert fused.engine_of(dense, "euler").recipe.loops
+    state = start(dense, np.full(40, 0.5), 9, seed=2, substeps=1)
+    for scheme in ("euler", "heun"):
+        a, b = (
+            advance(dense, state, 20, substeps=1, scheme=scheme, engine=e) for e in ("fused", "xla")
+        )
+        np.testing.assert_allclose(a.x, b.x, rtol=1e-11, atol=1e-13)
+
+
+def test_a_thousand_parameters_with_additive_noise():
+    """The known matrix of the noise is diagonal: no product of d^2 terms is written."""
+    many = additive(lambda x: jnp.sum(x**4) / 4 - x @ x / 2, dim=1000, scale=0.3)
+    for process in (SGD(many, 0.05, 4), diffusion_approximation(SGD(many, 0.05, 4), 2)):
+        engine = fused.engine_of(process)
+        assert engine.recipe.loops
+        state = start(process, np.full(1000, 0.2), 9, seed=2, substeps=2)
+        a, b = (advance(process, state, 3, substeps=2, engine=e) for e in ("fused", "xla"))
+        np.testing.assert_allclose(a.x, b.x, rtol=1e-11, atol=1e-13)
+
+
+def test_exits_and_moments_of_a_network():
+    process, rough = PROCESSES["B=13"], SGD(BIG, 2.0, 1)
+    rim = float(BIG.mean(START)) + 0.02
+    for sgd, domain in ((process, ball(START, 0.35)), (rough, sublevel(BIG.mean, rim, BIG.dim))):
+        a, b = (first_exits(sgd, START, domain, 12, 20, seed=3, engine=e) for e in ("fused", "xla"))
+        np.testing.assert_array_equal(a.steps, b.steps)
+        np.testing.assert_allclose(a.points, b.points, rtol=1e-9, atol=1e-11)
+        assert a.observed.any()
+    state = start(process, START, 10, seed=2)
+    a, b = (
+        observe(process, state, 6, every=2, bins=(-1, 1, 4), engine=e) for e in ("fused", "xla")
+    )
+    np.testing.assert_allclose(a.totals, b.totals, rtol=1e-9, atol=1e-11)
+    np.testing.assert_array_equal(a.counts, b.counts)
+    assert a.times == 3
+
+
+def test_room_is_used_again():
+    """A chain of products needs as much memory as two of them."""
+    code = Code("trial", ["args"], 8)
+    w = Loops(code, "f64")
+    value = w.whole(w.take(100), (100,))
+    first = code.heap_bytes
+    for _ in range(10):
+        value = w.store(w.combine(lambda a: w.graph.unary("tanh", a), [value], (100,)))
+    assert code.heap_bytes <= 2 * first
+
+
+def test_padding_and_constants_cost_no_code():
+    code = Code("trial", ["args"], 8)
+    w = Loops(code, "f64")
+    x = w.whole(w.take(100), (100,))
+    before = len(code.lines)
+    ones, zeros = Known(np.ones(100)), Known(np.zeros(100))
+    product = w.combine(w.graph.mul, [x, ones], (100,))
+    total = w.combine(w.graph.add, [product, zeros], (100,))
+    assert total.view is not None
+    assert w.store(total, x.view).shape == (100,)
+    assert len(code.lines) == before
