@@ -162,8 +162,10 @@ def _fused_flow(
 
 
 def _packed(regions: Regions | None, dim: int) -> np.ndarray:
-    """(K, dim + dim^2 + 1): centre, root by rows, squared radius."""
+    """(K, dim + dim^2 + 1): centre, root by rows (the longest first), squared radius."""
     centers, roots, radii = _given(regions, dim)
+    longest_first = np.argsort(-np.linalg.norm(roots, axis=2), axis=1)
+    roots = np.take_along_axis(roots, longest_first[:, :, None], axis=1)
     parts = [centers, roots.reshape(len(radii), dim * dim), radii[:, None] ** 2]
     return np.ascontiguousarray(np.concatenate(parts, axis=1), np.float64)
 
@@ -211,6 +213,7 @@ def _run_to_the_end(
 
 
 _LANES = 8
+_HEAD_ROWS = 4
 
 
 @lru_cache(maxsize=128)
@@ -306,9 +309,13 @@ def _select_rows(c: Code, dim: int, mask: Val, new: Val, old: Val) -> None:
 
 
 def _find_region(c: Code, ctx: Context, dim: int, x: Val, label: Var) -> None:
-    """label = the first region that holds x, or -1."""
+    """label = the first region that holds x, or -1.
+
+    The few longest rows of a root settle nearly all regions that do not hold x.
+    """
     label.set(c.const(-1, "i64"))
     regions, size = ctx.address("regions"), dim + dim * dim + 1
+    head = min(dim, _HEAD_ROWS)
     with c.loop(ctx.whole("region_count")) as k:
         base = c.at(regions, KIND, c.mul(k, c.i64(size)))
         moved = c.array(KIND, dim * _LANES)
@@ -316,17 +323,25 @@ def _find_region(c: Code, ctx: Context, dim: int, x: Val, label: Var) -> None:
             center = c.splat(c.load(base, KIND, c.i64(j)))
             c.store(c.sub(_row(c, x, j), center), moved, c.i64(j * _LANES))
         total = c.var(KIND, value=c.const(0.0, KIND))
-        with c.loop(c.i64(dim)) as i:
+        radius = c.splat(c.load(base, KIND, c.i64(size - 1)))
+
+        def add_row(i: Val) -> None:
             root = c.at(base, KIND, c.add(c.mul(i, c.i64(dim)), c.i64(dim)))
             dot = c.const(0.0, KIND)
             for j in range(dim):
                 dot = c.fma(c.splat(c.load(root, KIND, c.i64(j))), _row(c, moved, j), dot)
             total.set(c.fma(dot, dot, total.get()))
-        radius = c.splat(c.load(base, KIND, c.i64(size - 1)))
+
+        for i in range(head):
+            add_row(c.i64(i))
         old = label.get()
         free = c.compare("slt", old, c.like(0, old))
-        new = c.binary("and", free, c.compare("olt", total.get(), radius))
-        label.set(c.select(new, c.splat(k), old))
+        near = c.binary("and", free, c.compare("olt", total.get(), radius))
+        with c.when(c.any(near)):
+            with c.loop(c.i64(dim - head)) as rest:
+                add_row(c.add(rest, c.i64(head)))
+            new = c.binary("and", free, c.compare("olt", total.get(), radius))
+            label.set(c.select(new, c.splat(k), label.get()))
 
 
 def _book(c: Code, ctx: Context, dim: int, here: Val, label: Var, k1: Val) -> None:
