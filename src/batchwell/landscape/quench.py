@@ -34,6 +34,7 @@ FIRST_BLOCK, HOME_BLOCK, MAX_STEPS = 64, 150, 4000
 VALLEY_STAGES = 15  # of the stabilised method, after FIRST_BLOCK plain steps
 TRUST_SAFETY = 0.8  # share of the sampled radius that is trusted
 TRUST_DIRECTIONS = 128
+COARSE = 5  # shells of the trust radius' search at a time
 FLAT = 1e-8  # smallest Hessian eigenvalue, relative to the largest, of an isolated minimum
 STATIONARY = 1e-9  # gradient norm of a polished minimum
 RUNAWAY = 1e8  # times the starts' own size: no minimum is there
@@ -296,12 +297,20 @@ def _trust_radius(
     u = rng.standard_normal((TRUST_DIRECTIONS, loss.dim))
     u = np.concatenate([u / np.linalg.norm(u, axis=1, keepdims=True), np.eye(loss.dim)])
     shell = np.concatenate([u, -u]) @ spread.T
-    falls, good = _descent(loss), 0.0
-    for radius in np.geomspace(1e-3, 1e3, 61):
-        if not bool(falls(center, hessian, radius * shell)):
-            break
-        good = float(radius)
-    return good
+    falls, shells = _descent(loss), np.geomspace(1e-3, 1e3, 61)
+
+    def first_failure(rows: np.ndarray) -> int:
+        """Place in `rows` of the first shell on which the form does not fall."""
+        for place, row in enumerate(rows):
+            if not bool(falls(center, hessian, shells[row] * shell)):
+                return place
+        return len(rows)
+
+    # Coarse shells first, then those between the last good one and the first bad one.
+    coarse = np.arange(COARSE - 1, len(shells), COARSE)
+    low = first_failure(coarse) * COARSE
+    count = low + first_failure(np.arange(low, min(low + COARSE, len(shells))))
+    return float(shells[count - 1]) if count else 0.0
 
 
 @lru_cache(maxsize=32)
