@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..errors import require, whole
-from ..loss import StochasticLoss
 from .climb import climb
 from .minima import SAME, Landscape, classify
 from .quench import FLAT, STATIONARY, UNDECIDED, quench

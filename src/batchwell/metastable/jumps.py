@@ -8,9 +8,22 @@ expectation-maximisation for a continuous-time Markov chain (Bladt & Sorensen, J
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from scipy.linalg import expm, expm_frechet
+
+from ..dynamics import SGD
+from ..ensemble import advance, start
+from ..errors import require, whole
+from ..landscape import Landscape
+from .states import StateMap
+
+PILOT_PATHS = 2  # per minimum
+LAGS_PER_STAY = 4
+LONGER = 4  # factor between the lags of two rounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +59,10 @@ class JumpCounts:
     first_exits
         (n, 4) of paths started at minima: state, steps watched, 1 if it was seen to have left its
         state (0: censored), steps between looks.
-    mirror
-        (m,) pairs of looks in the same state but at another of its mirror images.
-    new_minima
+    series
+        (paths, looks + 1) states of the paths that were followed through all their jumps, at
+        ``looks[0].lag`` steps.
+    unlisted
         How many minima were met that the landscape does not list.
     """
 
@@ -57,5 +71,184 @@ class JumpCounts:
     jumps: np.ndarray = field(repr=False)
     exposure: np.ndarray = field(repr=False)
     first_exits: np.ndarray = field(repr=False)
-    mirror: np.ndarray = field(repr=False)
-    new_minima: int = 0
+    series: np.ndarray = field(repr=False)
+    unlisted: int = 0
+
+
+def count_jumps(
+    sgd: SGD,
+    landscape: Landscape,
+    paths: int = 16,
+    looks: int = 24,
+    horizon: int = 100_000,
+    target: int = 30,
+    seed: int = 0,
+    stream: str = "jumps",
+    threads: int | None = None,
+) -> JumpCounts:
+    """Follow SGD from every minimum of `landscape` and count its jumps.
+
+    Some paths are followed through all their jumps, at looks a few times per typical stay. From
+    each minimum others are followed until they leave, at looks a few times per stay there; where
+    that shows fewer than `target` exits, more of them at longer intervals, up to `horizon`. What
+    quenches to no listed minimum is state m - 1, "elsewhere".
+
+    Raises
+    ------
+    InputError
+        `horizon` shorter than one step per look.
+    Divergence
+        A path left the finite numbers.
+    """
+    paths, looks, target = whole("paths", paths), whole("looks", looks, 2), whole("target", target)
+    horizon = whole("horizon", horizon)
+    require(horizon >= looks, "horizon", horizon, f"must be at least looks = {looks}")
+    watch = _Watch(sgd, landscape, looks, seed, stream, threads)
+    longest = horizon // looks
+    stays = watch.typical_stays(horizon)
+    lags = np.clip(LONGER ** np.round(np.log(stays / LAGS_PER_STAY) / np.log(LONGER)), 1, longest)
+    lag = int(np.median(lags))
+    series = watch.follow(np.repeat(np.arange(watch.m - 1), paths), lag)
+    found, exits = [Looks(lag, _pairs(series, watch.m))], [_first_exits(series, lag)]
+    left, lag = np.zeros(watch.m - 1), int(lags.min())
+    while True:
+        due = np.flatnonzero((lags <= lag) & (left < target))
+        if due.size:
+            part = watch.until_left(np.repeat(due, paths), lag, f"/lag-{lag}")
+            found.append(Looks(lag, _pairs(part, watch.m)))
+            exits.append(_first_exits(part, lag))
+            left += _exit_counts(exits[-1:], watch.m)
+        if lag >= longest:
+            break
+        lag = min(lag * LONGER, longest)
+    jumps, exposure = expected_jumps(found)
+    return JumpCounts(
+        sgd.batch_size,
+        tuple(found),
+        jumps,
+        exposure,
+        np.concatenate(exits),
+        series,
+        watch.states.unlisted,
+    )
+
+
+class _Watch:
+    """SGD from the minima of a landscape, looked at and quenched."""
+
+    def __init__(
+        self, sgd: SGD, landscape: Landscape, looks: int, seed: int, stream: str, threads: Any
+    ) -> None:
+        self.sgd, self.looks, self.seed, self.threads = sgd, looks, seed, threads
+        self.stream = f"{stream}-eta{sgd.learning_rate:g}-B{sgd.batch_size}"
+        self.states = StateMap(landscape, threads)
+        self.minima = np.array([p.x for p in landscape.minima])
+        self.m = len(self.minima) + 1
+
+    def begin(self, origin: np.ndarray, name: str) -> Any:
+        return start(self.sgd, self.minima[origin], len(origin), self.seed, self.stream + name)
+
+    def typical_stays(self, horizon: int) -> np.ndarray:
+        """Steps (m - 1,) after which a first path from each minimum is seen to have left.
+
+        They are looked at ever more rarely; horizon where none has left.
+        """
+        origin = np.repeat(np.arange(self.m - 1), PILOT_PATHS)
+        state, at = self.begin(origin, "/pilot"), 1
+        out = np.full(self.m - 1, float(horizon))
+        while state.step < horizon:
+            state = advance(self.sgd, state, min(at, horizon) - state.step, threads=self.threads)
+            left = self.states(state.x) != origin
+            fresh = np.unique(origin[left])
+            out[fresh] = np.minimum(out[fresh], state.step)
+            keep = np.flatnonzero(out[origin] >= horizon)
+            if not keep.size:
+                break
+            state, origin, at = state.take(keep), origin[keep], at * 2
+        return out
+
+    def follow(self, origin: np.ndarray, lag: int) -> np.ndarray:
+        """States (paths, looks + 1) through all jumps."""
+        state, out = self.begin(origin, ""), [origin]
+        for _ in range(self.looks):
+            state = advance(self.sgd, state, lag, threads=self.threads)
+            out.append(self.states(state.x))
+        return np.stack(out, axis=1)
+
+    def until_left(self, origin: np.ndarray, lag: int, name: str) -> np.ndarray:
+        """States (paths, looks + 1) until the first look outside the origin; then -1."""
+        state, rows = self.begin(origin, name), np.arange(len(origin))
+        out = np.full((len(origin), self.looks + 1), -1)
+        out[:, 0] = origin
+        for k in range(1, self.looks + 1):
+            state = advance(self.sgd, state, lag, threads=self.threads)
+            out[rows, k] = self.states(state.x)
+            inside = out[rows, k] == origin[rows]
+            if not inside.any():
+                break
+            state, rows = state.take(np.flatnonzero(inside)), rows[inside]
+        return out
+
+
+def _pairs(series: np.ndarray, m: int) -> np.ndarray:
+    first, second = series[:, :-1].ravel(), series[:, 1:].ravel()
+    seen = (first >= 0) & (second >= 0)
+    out = np.zeros((m, m))
+    np.add.at(out, (first[seen], second[seen]), 1.0)
+    return out
+
+
+def _first_exits(series: np.ndarray, lag: int) -> np.ndarray:
+    """Rows (state, steps, observed, lag); an exit is placed amid its interval."""
+    out = series != series[:, :1]
+    observed = out.any(axis=1)
+    looks = np.where(observed, out.argmax(axis=1), series.shape[1] - 1)
+    steps = looks * lag - np.where(observed, (lag - 1) / 2, 0.0)
+    return np.column_stack([series[:, 0], steps, observed, np.full(len(series), lag)])
+
+
+def _exit_counts(exits: Sequence[np.ndarray], m: int) -> np.ndarray:
+    """How many first exits were seen from each listed state (m - 1,)."""
+    rows = np.concatenate(exits)
+    return np.bincount(rows[:, 0].astype(int), rows[:, 2], m)[: m - 1]
+
+
+# -- what looks say about jumps ------------------------------------------------------------------
+def expected_jumps(
+    looks: Sequence[Looks], iterations: int = 200, tolerance: float = 1e-4
+) -> tuple[np.ndarray, np.ndarray]:
+    """(jumps (m, m), steps in each state (m,)) expected given pairs of looks, by EM.
+
+    At its fixed point ``jumps / steps`` is the generator of greatest likelihood. The E-step is the
+    derivative of the log-likelihood with respect to the generator, a Frechet derivative of the
+    exponential.
+
+    Examples
+    --------
+    >>> jumps, steps = expected_jumps([Looks(1, np.array([[990.0, 10.0], [0.0, 100.0]]))])
+    >>> bool(abs(jumps[0, 1] - 10) < 0.1), bool(990 < steps[0] < 1000)
+    (True, True)
+    """
+    m = len(looks[0].counts)
+    off = ~np.eye(m, dtype=bool)
+    jumps = sum((np.where(off, k.counts, 0.0) for k in looks), np.zeros((m, m)))
+    steps = sum((k.lag * k.counts.sum(axis=1) for k in looks), np.zeros(m))
+    for _ in range(iterations):
+        rates = np.divide(jumps, steps[:, None], out=np.zeros((m, m)), where=steps[:, None] > 0)
+        new, steps = _expectation(looks, rates)
+        change = np.abs(new - jumps).max(initial=0.0)
+        jumps = new
+        if change <= tolerance * max(1.0, jumps.max(initial=0.0)):
+            break
+    return jumps, steps
+
+
+def _expectation(looks: Sequence[Looks], rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    q = rates - np.diag(rates.sum(axis=1))
+    slope = np.zeros_like(q)
+    for seen in looks:
+        chance = expm(q * seen.lag)
+        ratio = np.divide(seen.counts, chance, out=np.zeros_like(q), where=seen.counts > 0)
+        slope += seen.lag * expm_frechet(q.T * seen.lag, ratio, compute_expm=False)
+    slope = np.maximum(slope, 0.0)
+    return rates * slope, np.diag(slope).copy()

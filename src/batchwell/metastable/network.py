@@ -47,6 +47,8 @@ class MarkovNetwork:
         (m,) largest Hessian eigenvalue of each state; NaN for "elsewhere".
     losses
         (m,) loss of each state's minimum; NaN for "elsewhere".
+    starts
+        (m,) share of random starts that reach each state; all alike if not given.
     notes
         What the rates do not say.
     """
@@ -60,6 +62,7 @@ class MarkovNetwork:
     measured: tuple[float, float]
     sharpness: np.ndarray = field(repr=False)
     losses: np.ndarray = field(repr=False)
+    starts: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -74,6 +77,9 @@ class MarkovNetwork:
         require(inside, "edges", self.edges, f"must lie in 0 ... {m - 1}")
         loops = e > 0 and bool(np.any(self.edges[:, 0] == self.edges[:, 1]))
         require(not loops, "edges", self.edges, "must join different states")
+        if not len(self.starts):
+            object.__setattr__(self, "starts", np.full(m, 1.0 / m))
+        require(len(self.starts) == m, "starts", self.starts, f"must have length {m}")
         shape = self.log_rates.shape
         require(shape == (n, e), "log_rates", shape, f"must have shape ({n}, {e})")
         shape = self.draws.shape
