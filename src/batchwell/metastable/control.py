@@ -15,9 +15,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import expm_frechet
 
-from .network import MarkovNetwork, edge_log_rates, rate_matrix, transition_matrix
+from .exponential import exponential_slope
+from .network import (
+    MarkovNetwork,
+    edge_log_rates,
+    propagators,
+    rate_matrix,
+    transition_matrix,
+)
 
 Floats = NDArray[np.float64]
 SWEEPS = 50
@@ -33,12 +39,21 @@ class Kernels:
     network: MarkovNetwork
     share: int
     known: dict[int, Floats] = field(default_factory=dict)
+    known_drawn: dict[int, Floats] = field(default_factory=dict)
 
     def __getitem__(self, batch_size: int) -> Floats:
+        """(m, m) from the best rates."""
         if batch_size not in self.known:
             q = rate_matrix(self.network, batch_size)
             self.known[batch_size] = transition_matrix(q, self.share // batch_size)
         return self.known[batch_size]
+
+    def drawn(self, batch_size: int) -> Floats:
+        """(1 + r, m, m): from the best rates, then from each draw."""
+        if batch_size not in self.known_drawn:
+            steps = self.share // batch_size
+            self.known_drawn[batch_size] = propagators(self.network, batch_size, steps)
+        return self.known_drawn[batch_size]
 
 
 def score(kernels: Kernels, start: Floats, weights: Floats, sizes: Sequence[int]) -> float:
@@ -132,7 +147,7 @@ def score_gradient(
     for k in range(len(sizes) - 1, -1, -1):
         (q, dq), b = pairs[k], sizes[k]
         change = share * (dq / b - q / b**2)
-        slopes[k] = laws[k] @ expm_frechet(q * share / b, change, compute_expm=False) @ ahead
+        slopes[k] = laws[k] @ exponential_slope(q * share / b, change)[1] @ ahead
         ahead = kernels[k] @ ahead
     return float(laws[-1] @ weights), slopes
 
@@ -162,7 +177,7 @@ def refine(
     sizes: Sequence[int],
     share: int,
     limits: tuple[int, int],
-    rounds: int = 30,
+    rounds: int = 10,
 ) -> list[int]:
     """Batch sizes after L-BFGS in log B from `sizes`, rounded to whole numbers."""
     from scipy.optimize import minimize

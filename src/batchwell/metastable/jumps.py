@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.linalg import expm, expm_frechet
 
 from ..dynamics import SGD
 from ..ensemble import advance, start
 from ..errors import require, whole
 from ..landscape import Landscape
+from .exponential import exponential, exponential_slope
 from .states import StateMap
 
 PILOT_PATHS = 2  # per minimum
@@ -247,8 +247,8 @@ def _expectation(looks: Sequence[Looks], rates: np.ndarray) -> tuple[np.ndarray,
     q = rates - np.diag(rates.sum(axis=1))
     slope = np.zeros_like(q)
     for seen in looks:
-        chance = expm(q * seen.lag)
+        chance = exponential(q * seen.lag)
         ratio = np.divide(seen.counts, chance, out=np.zeros_like(q), where=seen.counts > 0)
-        slope += seen.lag * expm_frechet(q.T * seen.lag, ratio, compute_expm=False)
+        slope += seen.lag * exponential_slope(q.T * seen.lag, ratio)[1]
     slope = np.maximum(slope, 0.0)
     return rates * slope, np.diag(slope).copy()

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import expm
 
 from ..estimate import Estimate, ratio_of_means, share
+from .exponential import exponential
 from .jumps import JumpCounts
 
 ENOUGH = 30  # exits for a test of exponential times
@@ -67,7 +67,7 @@ def _checks(counts: JumpCounts) -> list[MemoryCheck]:
         out=np.zeros_like(counts.jumps),
         where=counts.exposure[:, None] > 0,
     )
-    chance = expm((rates - np.diag(rates.sum(axis=1))) * counts.looks[0].lag * LAGS)
+    chance = exponential((rates - np.diag(rates.sum(axis=1))) * counts.looks[0].lag * LAGS)
     out = []
     for state in range(len(rates)):
         rows = counts.first_exits[counts.first_exits[:, 0] == state]

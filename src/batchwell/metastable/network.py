@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import expm
 
 from ..errors import InputError, RunError, positive, require
 from ..estimate import LEVEL, Estimate
 from ..law.markov import gth_factor
+from .exponential import exponential
 from .final import Stage
 
 ELSEWHERE = "elsewhere"
@@ -262,7 +262,7 @@ def propagators(network: MarkovNetwork, batch_size: float, steps: float) -> np.n
 
 def transition_matrix(generator: np.ndarray, steps: float) -> np.ndarray:
     """exp(Q steps) for generators (..., m, m): entries >= 0, rows of sum 1."""
-    out = np.maximum(expm(np.asarray(generator) * steps), 0.0)
+    out = exponential(np.asarray(generator) * steps)
     return out / out.sum(axis=-1, keepdims=True)
 
 

@@ -21,12 +21,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import cho_factor, cho_solve
 
 from ..streams import generator
 
 Floats = NDArray[np.float64]
 OCTAVES = 1.5  # correlation length of the residual in log2 of the inverse temperature
+OWN = 0.1  # share of the residual's variance that each node has for itself
 EM_ROUNDS, NEWTON_ROUNDS, SLICE_ROUNDS = 12, 50, 12
 FLOORS = {"level": 0.5, "slope": 1e-3, "branch": 0.3, "branch_slope": 1e-3, "residual": 0.1}
 
@@ -115,7 +116,7 @@ def _origins(edges: NDArray[np.intp]) -> Sequence[int]:
 def _kernel(inverse: Floats) -> Floats:
     """Correlations of the residual between nodes."""
     gap = np.subtract.outer(np.log2(inverse), np.log2(inverse)) / OCTAVES
-    return np.exp(-0.5 * gap**2) + 1e-6 * np.eye(len(inverse))
+    return (1 - OWN) * np.exp(-0.5 * gap**2) + OWN * np.eye(len(inverse))
 
 
 def _source(i: int, jumps: Floats, steps: Floats, y: Floats, edges: NDArray[np.intp]) -> _Source:
@@ -207,7 +208,7 @@ def _spreads(
     branches: list[float] = []
     branch_slopes: list[float] = []
     for s, (z, root) in zip(sources, fits, strict=True):
-        inverse = solve_triangular(root, np.eye(len(z)), lower=True)
+        inverse = np.linalg.inv(root)
         covariance = inverse.T @ inverse
         variance, k = np.diag(covariance), len(s.targets)
         levels.append((z[0], variance[0]))
@@ -253,10 +254,10 @@ def _sample(
     The normal's tails are too wide where no jump was seen: what slices take off.
     """
     mean, prior = _precision(s, spreads, kernel)
+    spread = np.linalg.inv(root)
 
     def normal() -> Floats:
-        draws = rng.standard_normal((count, len(mode)))
-        return np.asarray(solve_triangular(root, draws.T, lower=True, trans="T").T)
+        return np.asarray(rng.standard_normal((count, len(mode))) @ spread)
 
     def excess(off: Floats) -> Floats:
         exact = _log_posterior(s, mode + off, mean, prior)

@@ -13,7 +13,7 @@ from ..errors import InputError, require, whole
 from ..estimate import LEVEL, Estimate
 from .control import Kernels, best_step, refine, score, sweep
 from .final import Stage
-from .network import MarkovNetwork, extrapolated, law_of_start, laws_over
+from .network import MarkovNetwork, extrapolated, law_of_start
 from .objectives import Objective, state_weights
 
 Floats = NDArray[np.float64]
@@ -174,8 +174,7 @@ def optimal_schedule(
     p = law_of_start(network, network.starts if start is None else start)
     search = _Search(network, p, weights, budget // count, count, (low, high))
     sizes = {"optimal": search.optimal(), **search.rivals()}
-    few = replace(network, draws=network.draws[:DRAWS])
-    rows = {name: search.evaluate(few, name, b) for name, b in sizes.items()}
+    rows = {name: search.evaluate(name, b) for name, b in sizes.items()}
     best, best_draws = rows.pop("optimal")
     rivals = sorted(rows.values(), key=lambda row: -row[0].score.value)
     constant, flat_draws = next(row for row in rivals if len(set(row[0].batch_sizes)) == 1)
@@ -223,9 +222,10 @@ class _Search:
         count: int,
         limits: tuple[int, int],
     ) -> None:
-        self.network, self.start, self.weights = network, start, weights
+        self.network = replace(network, draws=network.draws[:DRAWS])
+        self.start, self.weights = start, weights
         self.share, self.count, self.limits = share, count, limits
-        self.kernels = Kernels(network, share)
+        self.kernels = Kernels(self.network, share)
         spread = np.geomspace(*limits, SIZES).round().astype(int)
         self.sizes = [int(b) for b in np.unique(spread)]
         self.ends = [int(b) for b in network.batch_sizes if limits[0] <= b <= limits[1]]
@@ -262,12 +262,13 @@ class _Search:
             out[f"{name}, shrinking"] = max((s[::-1] for s in shapes), key=self.value)
         return out
 
-    def evaluate(
-        self, few: MarkovNetwork, name: str, sizes: Sequence[int]
-    ) -> tuple[Schedule, Floats]:
+    def evaluate(self, name: str, sizes: Sequence[int]) -> tuple[Schedule, Floats]:
         """The schedule with its prediction, and its score in every draw."""
+        few = self.network
         runs = tuple(Stage(b, self.share // b) for b in sizes)
-        laws = laws_over(few, self.start, runs)[-1]
+        laws = np.tile(self.start, (1 + len(few.draws), 1))
+        for b in sizes:
+            laws = np.einsum("ri,rij->rj", laws, self.kernels.drawn(b))
         scores = laws @ self.weights
         notes = []
         beyond = sorted({b for b in sizes if extrapolated(few, b)})
