@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .dynamics import SGD
-from .ensemble import advance, start
-from .errors import InputError, require, whole
-from .landscape import UNDECIDED, Landscape, classify, quench
+from ..dynamics import SGD
+from ..ensemble import advance, start
+from ..errors import InputError, require, whole
+from ..landscape import UNDECIDED, Landscape, classify, quench
 
 Progress = Callable[[int, int], None]
 
