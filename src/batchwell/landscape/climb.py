@@ -17,8 +17,8 @@ from .._jax import jax, jnp, serial
 from ..loss import StochasticLoss
 
 Array = Any
-LONGEST_STEP = 0.1  # times 1 + |x|
-ROUND, ROUNDS = 8, 10
+LONGEST_STEP = 0.03  # times 1 + |x|
+ROUND, ROUNDS = 8, 12
 BATCH = 64
 
 

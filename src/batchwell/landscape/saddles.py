@@ -12,7 +12,7 @@ from .climb import climb
 from .minima import SAME, Landscape, classify
 from .quench import FLAT, STATIONARY, UNDECIDED, quench
 from .spectrum import largest_curvature, lowest_modes
-from .strings import relax, summits
+from .strings import descents, lines, relax, summits
 
 UNLISTED, NOWHERE = -1, -2
 NEIGHBOURS, SOFTEST, REPAIRS = 5, 2, 2
@@ -83,7 +83,7 @@ def find_saddles(
     """Saddles of index 1 around and between the minima of a landscape.
 
     Strings are relaxed between each minimum and its nearest neighbours (nearest images under the
-    symmetry) and between given `pairs`; their summits, and the softest directions of each minimum,
+    symmetry) and over the borders between given `pairs`; their summits, and the softest directions of each minimum,
     are followed uphill to a saddle and polished by Newton's method to a gradient norm below 1e-9.
     Each saddle is verified by its eigenvalues (one negative, none that vanishes) and by descending
     on both sides. Parts of the landscape that are then still apart get strings of their own.
@@ -91,7 +91,8 @@ def find_saddles(
     Parameters
     ----------
     pairs
-        Further pairs of points (d,) to stretch strings between: observed transitions, say.
+        Further pairs of points (d,) in neighbouring basins, where SGD was seen to cross, say
+        (`Exploration.crossings`): a string is laid over the border between them.
     neighbours
         Nearest minima that each minimum is joined to by a string.
     softest
@@ -124,7 +125,7 @@ def find_saddles(
             shape = np.shape(point)
             require(shape == (landscape.loss.dim,), "pairs", shape, "must hold points (d,)")
     search = _Search(landscape, tuple(known), threads)
-    stages, done = 2 + repairs, 0
+    stages, done = 3 + repairs, 0
 
     def report() -> None:
         nonlocal done
@@ -134,7 +135,9 @@ def find_saddles(
 
     search.climb_from_minima(softest)
     report()
-    search.stretch([*near_pairs(landscape, neighbours), *pairs], "string")
+    search.stretch(near_pairs(landscape, neighbours), "string")
+    report()
+    search.stretch(pairs, "string over a crossing", over=True)
     report()
     for _ in range(repairs):
         apart = search.pairs_between_parts(neighbours)
@@ -186,11 +189,12 @@ class _Search:
                     ways.append(way)
         self._climb(np.array(starts), np.array(ways), "climb along a soft direction")
 
-    def stretch(self, pairs: Pairs, method: str) -> None:
-        if not pairs:
+    def stretch(self, pairs: Pairs, method: str, over: bool = False) -> None:
+        if not len(pairs):
             return
         first, second = (np.array([pair[k] for pair in pairs]) for k in (0, 1))
-        curves, values = relax(self.loss, first, second, self.rate)
+        begin = descents(self.loss, first, second, self.threads) if over else lines(first, second)
+        curves, values = relax(self.loss, begin, self.rate)
         points, tangents = summits(curves, values)
         if len(points):
             self._climb(points, tangents, method)

@@ -16,40 +16,73 @@ from typing import Any
 import numpy as np
 
 from .._jax import jax, jnp, serial
+from ..ensemble import gradient_flow
 from ..loss import StochasticLoss
 
 Array = Any
+POINTS = 25
+DESCENT_LOOKS = 11  # of a descent, at doubling numbers of steps: 8188 in all
 LONGEST_MOVE = 0.3  # of a step of relaxation, in units of the distance between two points
 
 
-def relax(
+def lines(first: np.ndarray, second: np.ndarray, points: int = POINTS) -> np.ndarray:
+    """Straight lines from `first` to `second`, both (m, d): (m, points, d)."""
+    s = np.linspace(0.0, 1.0, points)[:, None]
+    return np.asarray(first[:, None] + s * (second - first)[:, None])
+
+
+def descents(
     loss: StochasticLoss,
     first: np.ndarray,
     second: np.ndarray,
-    rate: float,
-    points: int = 17,
-    iterations: int = 300,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Strings from `first` to `second`, both (m, d): curves (m, points, d), losses (m, points).
+    threads: int | None = None,
+    points: int = POINTS,
+) -> np.ndarray:
+    """Curves from the minimum below `first`, over `first` and `second`, to that below `second`.
 
-    `rate` is the step of the descent, in units of time: below 1 / (largest curvature). Curves
+    Both are (m, d), in neighbouring basins; the curves (m, points, d) follow gradient flow on either
+    side, so that they cross the border between the two basins and no other.
+    """
+    x = np.concatenate([first, second])
+    trail, sizes = [x], np.full(len(x), 0.1)
+    for k in range(DESCENT_LOOKS):
+        flow = gradient_flow(loss, trail[-1], None, 4 << k, 1e-3, sizes, threads)
+        trail.append(flow.points)
+        sizes = flow.steps
+    down = np.stack(trail, axis=1)
+    both = np.concatenate([down[: len(first), ::-1], down[len(first) :]], axis=1)
+    return np.stack([_spread(curve, points) for curve in both])
+
+
+def _spread(curve: np.ndarray, points: int) -> np.ndarray:
+    """The broken line `curve` (k, d) at `points` equal distances along it."""
+    arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(curve, axis=0), axis=1))])
+    wanted = np.linspace(0.0, arc[-1], points)
+    return np.stack([np.interp(wanted, arc, column) for column in curve.T], axis=1)
+
+
+def relax(
+    loss: StochasticLoss, curves: np.ndarray, rate: float, iterations: int = 300
+) -> tuple[np.ndarray, np.ndarray]:
+    """Strings that start as `curves` (m, points, d), relaxed, and the loss along them (m, points).
+
+    `rate` is the step of the descent, in units of time: below 1 / (largest curvature). Strings
     that leave the finite numbers become NaN.
     """
-    s = np.linspace(0.0, 1.0, points)[:, None]
-    lines = first[:, None] + s * (second - first)[:, None]
-    chunk = max(1, 4096 // points)
+    points = curves.shape[1]
+    chunk = max(1, 2048 // points)
     parts = [
-        _relaxer(loss)(_padded(lines[k : k + chunk], chunk), rate, iterations)
-        for k in range(0, len(lines), chunk)
+        _relaxer(loss)(_padded(curves[k : k + chunk], chunk), rate, iterations)
+        for k in range(0, len(curves), chunk)
     ]
-    curves, values = (np.concatenate([np.asarray(p[i]) for p in parts]) for i in (0, 1))
-    return curves[: len(lines)], values[: len(lines)]
+    relaxed, values = (np.concatenate([np.asarray(p[i]) for p in parts]) for i in (0, 1))
+    return relaxed[: len(curves)], values[: len(curves)]
 
 
-def _padded(lines: np.ndarray, chunk: int) -> np.ndarray:
+def _padded(curves: np.ndarray, chunk: int) -> np.ndarray:
     # Two compiled shapes in all: one for few strings, one for many.
-    size = 16 if len(lines) <= 16 else chunk
-    return np.concatenate([lines, np.repeat(lines[:1], max(0, size - len(lines)), axis=0)])
+    size = 16 if len(curves) <= 16 else chunk
+    return np.concatenate([curves, np.repeat(curves[:1], max(0, size - len(curves)), axis=0)])
 
 
 @lru_cache(maxsize=32)
