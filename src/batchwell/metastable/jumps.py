@@ -3,7 +3,9 @@
 Paths are looked at every `lag` steps and quenched; what happened between two looks is not seen.
 Expected numbers of jumps and times in each state given the looks are found by
 expectation-maximisation for a continuous-time Markov chain (Bladt & Sorensen, J. R. Statist. Soc. B
-67, 395 (2005)); where jumps are rare within a lag they are the plain counts.
+67, 395 (2005)); where jumps are rare within a lag they are the plain counts. Lags are about as long
+as stays: a look finds a share of paths astride a border, which come back as often as not, and a
+rate taken from short lags counts them as jumps (Prinz et al., J. Chem. Phys. 134, 174105 (2011)).
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from .exponential import exponential, exponential_slope
 from .states import StateMap
 
 PILOT_PATHS = 2  # per minimum
-LAGS_PER_STAY = 4
 LONGER = 4  # factor between the lags of two rounds
+FINE = 16  # looks per stay of the paths that are only tested for memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +59,8 @@ class JumpCounts:
     exposure
         (m,) expected SGD steps spent in each state.
     first_exits
-        (n, 4) of paths started at minima: state, steps watched, 1 if it was seen to have left its
-        state (0: censored), steps between looks.
+        (n, 4) of other paths, looked at more often: state started in, steps watched, 1 if it was
+        seen to have left (0: censored), steps between looks. Jumps are not counted in these.
     series
         (paths, looks + 1) states of the paths that were followed through all their jumps, at
         ``looks[0].lag`` steps.
@@ -88,8 +90,8 @@ def count_jumps(
 ) -> JumpCounts:
     """Follow SGD from every minimum of `landscape` and count its jumps.
 
-    Some paths are followed through all their jumps, at looks a few times per typical stay. From
-    each minimum others are followed until they leave, at looks a few times per stay there; where
+    Some paths are followed through all their jumps, looked at about once per typical stay. From
+    each minimum others are followed until they leave, looked at about once per stay there; where
     that shows fewer than `target` exits, more of them at longer intervals, up to `horizon`. What
     quenches to no listed minimum is state m - 1, "elsewhere".
 
@@ -106,18 +108,16 @@ def count_jumps(
     watch = _Watch(sgd, landscape, looks, seed, stream, threads)
     longest = horizon // looks
     stays = watch.typical_stays(horizon)
-    lags = np.clip(LONGER ** np.round(np.log(stays / LAGS_PER_STAY) / np.log(LONGER)), 1, longest)
-    lag = int(np.median(lags))
-    series = watch.follow(np.repeat(np.arange(watch.m - 1), paths), lag)
-    found, exits = [Looks(lag, _pairs(series, watch.m))], [_first_exits(series, lag)]
+    lags = np.clip(LONGER ** np.round(np.log(stays) / np.log(LONGER)), 1, longest)
+    series = watch.follow(np.repeat(np.arange(watch.m - 1), paths), int(np.median(lags)))
+    found = [Looks(int(np.median(lags)), _pairs(series, watch.m))]
     left, lag = np.zeros(watch.m - 1), int(lags.min())
     while True:
         due = np.flatnonzero((lags <= lag) & (left < target))
         if due.size:
             part = watch.until_left(np.repeat(due, paths), lag, f"/lag-{lag}")
             found.append(Looks(lag, _pairs(part, watch.m)))
-            exits.append(_first_exits(part, lag))
-            left += _exit_counts(exits[-1:], watch.m)
+            left += _exit_counts(part, watch.m)
         if lag >= longest:
             break
         lag = min(lag * LONGER, longest)
@@ -127,7 +127,7 @@ def count_jumps(
         tuple(found),
         jumps,
         exposure,
-        np.concatenate(exits),
+        watch.exits(stays, paths, horizon),
         series,
         watch.states.unlisted,
     )
@@ -149,19 +149,17 @@ class _Watch:
         return start(self.sgd, self.minima[origin], len(origin), self.seed, self.stream + name)
 
     def typical_stays(self, horizon: int) -> np.ndarray:
-        """Steps (m - 1,) after which a first path from each minimum is seen to have left.
+        """Steps (m - 1,) after which all pilot paths from each minimum are seen to have left.
 
-        They are looked at ever more rarely; horizon where none has left.
+        They are looked at ever more rarely; horizon where some has not left.
         """
         origin = np.repeat(np.arange(self.m - 1), PILOT_PATHS)
         state, at = self.begin(origin, "/pilot"), 1
-        out = np.full(self.m - 1, float(horizon))
+        out = np.zeros(self.m - 1)
         while state.step < horizon:
             state = advance(self.sgd, state, min(at, horizon) - state.step, threads=self.threads)
-            left = self.states(state.x) != origin
-            fresh = np.unique(origin[left])
-            out[fresh] = np.minimum(out[fresh], state.step)
-            keep = np.flatnonzero(out[origin] >= horizon)
+            out[origin] = state.step
+            keep = np.flatnonzero(self.states(state.x) == origin)
             if not keep.size:
                 break
             state, origin, at = state.take(keep), origin[keep], at * 2
@@ -175,12 +173,25 @@ class _Watch:
             out.append(self.states(state.x))
         return np.stack(out, axis=1)
 
-    def until_left(self, origin: np.ndarray, lag: int, name: str) -> np.ndarray:
+    def exits(self, stays: np.ndarray, paths: int, horizon: int) -> np.ndarray:
+        """First exits, looked at `FINE` times per stay, from states that are left at all."""
+        fine = np.maximum(LONGER ** np.round(np.log(stays / FINE) / np.log(LONGER)), 1)
+        rows = [np.empty((0, 4))]
+        for lag in np.unique(fine[stays < horizon]).astype(int):
+            due = np.flatnonzero((fine == lag) & (stays < horizon))
+            seen = self.until_left(np.repeat(due, paths), int(lag), f"/fine-{lag}", 3 * FINE)
+            rows.append(_first_exits(seen, int(lag)))
+        return np.concatenate(rows)
+
+    def until_left(
+        self, origin: np.ndarray, lag: int, name: str, looks: int | None = None
+    ) -> np.ndarray:
         """States (paths, looks + 1) until the first look outside the origin; then -1."""
         state, rows = self.begin(origin, name), np.arange(len(origin))
-        out = np.full((len(origin), self.looks + 1), -1)
+        looks = self.looks if looks is None else looks
+        out = np.full((len(origin), looks + 1), -1)
         out[:, 0] = origin
-        for k in range(1, self.looks + 1):
+        for k in range(1, looks + 1):
             state = advance(self.sgd, state, lag, threads=self.threads)
             out[rows, k] = self.states(state.x)
             inside = out[rows, k] == origin[rows]
@@ -200,17 +211,17 @@ def _pairs(series: np.ndarray, m: int) -> np.ndarray:
 
 def _first_exits(series: np.ndarray, lag: int) -> np.ndarray:
     """Rows (state, steps, observed, lag); an exit is placed amid its interval."""
-    out = series != series[:, :1]
+    out = (series != series[:, :1]) & (series >= 0)
     observed = out.any(axis=1)
     looks = np.where(observed, out.argmax(axis=1), series.shape[1] - 1)
     steps = looks * lag - np.where(observed, (lag - 1) / 2, 0.0)
     return np.column_stack([series[:, 0], steps, observed, np.full(len(series), lag)])
 
 
-def _exit_counts(exits: Sequence[np.ndarray], m: int) -> np.ndarray:
-    """How many first exits were seen from each listed state (m - 1,)."""
-    rows = np.concatenate(exits)
-    return np.bincount(rows[:, 0].astype(int), rows[:, 2], m)[: m - 1]
+def _exit_counts(series: np.ndarray, m: int) -> np.ndarray:
+    """How many paths were seen to leave each listed state (m - 1,)."""
+    left = ((series != series[:, :1]) & (series >= 0)).any(axis=1)
+    return np.bincount(series[left, 0], minlength=m)[: m - 1].astype(float)
 
 
 # -- what looks say about jumps ------------------------------------------------------------------

@@ -72,7 +72,7 @@ def _checks(counts: JumpCounts) -> list[MemoryCheck]:
     for state in range(len(rates)):
         rows = counts.first_exits[counts.first_exits[:, 0] == state]
         mean = rows[:, 1].sum() / max(rows[:, 2].sum(), 1)
-        rows = rows[rows[:, 3] <= mean]  # looks rarer than exits time none
+        rows = rows[rows[:, 3] <= mean / 8]  # rarer looks do not tell early from late
         exits = int(rows[:, 2].sum())
         if exits < ENOUGH:
             continue

@@ -197,13 +197,19 @@ def stationary_law(network: MarkovNetwork, batch_size: float) -> dict[str, Estim
 
 
 def stationary(generator: np.ndarray) -> np.ndarray:
-    """The stationary law (m,) of a generator (m, m) with one closed set of states."""
+    """The stationary law (m,) of a generator (m, m) with one closed set of states.
+
+    States that nothing leads to or from count as never visited.
+    """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
     rates = np.where(np.eye(len(generator), dtype=bool), 0.0, generator)
     count, part = connected_components(csr_array(rates > 0), connection="strong")
     closed = [c for c in range(count) if not rates[np.ix_(part == c, part != c)].any()]
+    if rates.any():
+        met = part[rates.any(axis=0) | rates.any(axis=1)]
+        closed = [c for c in closed if c in met]
     if len(closed) > 1:
         sets = [np.flatnonzero(part == c).tolist() for c in closed]
         raise RunError(f"no unique stationary law: the sets of states {sets} are never left")
@@ -224,11 +230,13 @@ def relaxation_times(network: MarkovNetwork, batch_size: float, count: int = 5) 
     value = _times(rate_matrix(network, batch_size))[:count]
     drawn = [_times(q)[:count] for q in drawn_rate_matrices(network, batch_size)]
     spread = np.array(drawn).reshape(-1, len(value))
-    return [_estimate(v, spread[:, k], "steps") for k, v in enumerate(value)]
+    return [_estimate(float(v), spread[:, k], "steps") for k, v in enumerate(value)]
 
 
 def _times(generator: np.ndarray) -> np.ndarray:
-    values = np.sort(np.linalg.eigvals(generator).real)[::-1][1:]
+    rates = np.where(np.eye(len(generator), dtype=bool), 0.0, generator)
+    met = np.flatnonzero(rates.any(axis=0) | rates.any(axis=1))  # others are never visited
+    values = np.sort(np.linalg.eigvals(generator[np.ix_(met, met)]).real)[::-1][1:]
     return -1.0 / np.minimum(values, -1e-300)
 
 
