@@ -391,7 +391,7 @@ def test_each_stage_of_a_schedule_shuffles_its_own_epochs():
     sgd = SGD(pull, 0.5, 4, "reshuffle")
     found = find_minima(pull, [[0.0]])
     captured = []
-    import batchwell.metastable as module
+    import batchwell.metastable.final as module
 
     original = module.advance
 

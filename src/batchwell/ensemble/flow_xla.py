@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from .._jax import jax, jnp, serial
 from ..loss import StochasticLoss
+from .chebyshev import chebyshev
 
 Array = Any
 
@@ -21,23 +22,26 @@ def flow(
     regions: tuple[np.ndarray, np.ndarray, np.ndarray],
     max_steps: int,
     tolerance: float,
+    stages: int = 3,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(points (n, d), labels (n,), step sizes (n,)); regions are centers, roots, radii."""
     size = 8
     while size < len(x):  # few compiled shapes instead of one per number of points
         size *= 4
     padded = [np.concatenate([a, np.repeat(a[:1], size - len(a), axis=0)]) for a in (x, steps)]
-    out = _compiled(loss)(*padded, max_steps, tolerance, *regions)
+    out = _compiled(loss, stages)(*padded, max_steps, tolerance, *regions)
     ends, labels, sizes = (np.asarray(a)[: len(x)] for a in out)
     return ends, labels, sizes
 
 
 @lru_cache(maxsize=32)
-def _compiled(loss: StochasticLoss) -> Callable[..., Any]:
+def _compiled(loss: StochasticLoss, stages: int) -> Callable[..., Any]:
+    attempt = bogacki_shampine if stages == 3 else partial(runge_kutta_chebyshev, stages)
+
     def one(x: Array, h: Array, attempts: Array, tolerance: Array, *regions: Array) -> Any:
         def body(state: Any) -> Any:
             x, k1, h, left, _ = state
-            x, k1, h = bogacki_shampine(lambda y: -loss.gradient(y), x, k1, h, tolerance)
+            x, k1, h = attempt(lambda y: -loss.gradient(y), x, k1, h, tolerance)
             return x, k1, h, left - 1, label_of(x, *regions)
 
         def going(state: Any) -> Array:
@@ -68,6 +72,29 @@ def bogacki_shampine(
     y = x + h * (2 * k1 + 3 * k2 + 4 * k3) / 9
     k4 = f(y)
     error = jnp.linalg.norm(h * (-5 * k1 / 72 + k2 / 12 + k3 / 9 - k4 / 8)) / tolerance
+    return _accept(error, x, y, k1, k4, h)
+
+
+def runge_kutta_chebyshev(
+    stages: int, f: Callable[[Array], Array], x: Array, k1: Array, h: Array, tolerance: Array
+) -> tuple[Array, Array, Array]:
+    """One attempted step of `chebyshev`'s method, as `bogacki_shampine`."""
+    first, rows = chebyshev(stages)
+
+    def stage(pair: tuple[Array, Array], w: Array) -> tuple[tuple[Array, Array], None]:
+        last, over = pair
+        new = w[0] * x + w[1] * last + w[2] * over + h * (w[3] * f(last) + w[4] * k1)
+        return (new, last), None
+
+    (y, _), _ = jax.lax.scan(stage, (x + first * h * k1, x), jnp.asarray(rows))
+    k4 = f(y)
+    error = jnp.linalg.norm(0.8 * (x - y) + 0.4 * h * (k1 + k4)) / tolerance
+    return _accept(error, x, y, k1, k4, h)
+
+
+def _accept(
+    error: Array, x: Array, y: Array, k1: Array, k4: Array, h: Array
+) -> tuple[Array, Array, Array]:
     good = error <= 1
     factor = jnp.clip(0.9 * (error + 1e-12) ** (-1 / 3), 0.2, 5.0)
     factor = jnp.where(jnp.isnan(error), 0.2, factor)

@@ -13,17 +13,22 @@ from .minima import (
     shapes,
 )
 from .quench import UNDECIDED, Attractors, BasinMap, Quench, basin, polish, quench, reach
+from .saddles import NOWHERE, UNLISTED, Saddle, find_saddles
 
 __all__ = [
+    "NOWHERE",
     "UNDECIDED",
+    "UNLISTED",
     "Attractors",
     "BasinMap",
     "Landscape",
     "Minimum",
     "Quench",
+    "Saddle",
     "basin",
     "classify",
     "find_minima",
+    "find_saddles",
     "landscape_of",
     "letters",
     "line_profile",

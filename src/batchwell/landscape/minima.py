@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from .._jax import jax, jnp
 from ..errors import RunError, require
 from ..loss import StochasticLoss
 from ..symmetry import NONE, Symmetry
-from .quench import UNDECIDED, Attractors, Quench, quench
+from .quench import SAME_CENTER, UNDECIDED, Attractors, Quench, add_attractor, quench
 
 SAME = 1e-5  # distance, relative to 1 + |x|, under which two minima are one
 MAX_DIM = 2000
@@ -159,6 +159,41 @@ def landscape_of(loss: StochasticLoss, symmetry: Symmetry, result: Quench) -> La
     )
     classes = classify(result.attractors.centers, minima, symmetry)
     return Landscape(loss, symmetry, minima, result.attractors, classes, result.labels)
+
+
+def extended(landscape: Landscape, points: ArrayLike) -> Landscape:
+    """`landscape` with further minima listed: those of `points` (n, d) that are none of its own.
+
+    All minima are named anew, from the flattest to the sharpest; `starts` of new ones is 0.
+
+    Raises
+    ------
+    InputError
+        A point that is no isolated minimum.
+    """
+    centers = np.atleast_2d(np.asarray(points, dtype=np.float64))
+    require(
+        centers.shape[1] == landscape.loss.dim,
+        "points",
+        centers.shape,
+        f"must have shape (n, {landscape.loss.dim})",
+    )
+    strange = centers[classify(centers, landscape.minima, landscape.symmetry) < 0]
+    if not len(strange):
+        return landscape
+    attractors, new = landscape.attractors, []
+    for group in _group(strange, list(range(len(strange))), landscape.symmetry):
+        x = strange[group[0]]
+        near = np.linalg.norm(attractors.centers - x, axis=1)
+        if near.min() > SAME_CENTER:
+            attractors = add_attractor(landscape.loss, attractors, x)
+            near = np.append(near, 0.0)
+        shape = {name: float(value) for name, value in _shape(landscape.loss)(x).items()}
+        new.append(Minimum(label="", x=x, starts=0, attractor=int(near.argmin()), **shape))
+    ranked = sorted([*landscape.minima, *new], key=lambda m: m.lambda_max)
+    minima = tuple(replace(m, label=letters(k)) for k, m in enumerate(ranked))
+    classes = classify(attractors.centers, minima, landscape.symmetry)
+    return replace(landscape, minima=minima, attractors=attractors, classes=classes)
 
 
 def _group(centers: np.ndarray, members: list[int], symmetry: Symmetry) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """Quench: which minimum does gradient flow reach from here?
 
-Flow ``dx/dt = -grad F`` is followed adaptively (`ensemble.gradient_flow`) until it enters the
+Flow ``dx/dt = -grad F`` is followed adaptively (`ensemble.gradient_flow`; after a first stretch by
+a method that takes long steps along flat valleys) until it enters the
 *trust region* of a known attractor: an ellipsoid ``(x - c)^T H (x - c) < r^2`` on which that
 quadratic form was found to fall along the flow in every sampled direction, so that the flow cannot
 leave it again. Points that reach no known region get a Newton search from where they are; minima
@@ -29,14 +30,18 @@ Progress = Callable[[int, int], None]
 
 FIRST_STEP = 0.1
 FLOW_TOLERANCE = 1e-3  # error per step of the flow, in units of x
-FIRST_BLOCK, HOME_BLOCK, MAX_STEPS = 64, 2000, 20_000
+FIRST_BLOCK, HOME_BLOCK, MAX_STEPS = 64, 150, 4000
+VALLEY_STAGES = 15  # of the stabilised method, after FIRST_BLOCK plain steps
 TRUST_SAFETY = 0.8  # share of the sampled radius that is trusted
 TRUST_DIRECTIONS = 128
+COARSE = 5  # shells of the trust radius' search at a time
 FLAT = 1e-8  # smallest Hessian eigenvalue, relative to the largest, of an isolated minimum
 STATIONARY = 1e-9  # gradient norm of a polished minimum
 RUNAWAY = 1e8  # times the starts' own size: no minimum is there
 UNDECIDED = -1
 SAME_CENTER = 1e-6
+CLOSE = 0.02  # relative distance under which one point is searched for all
+POLISHED = 64  # points polished at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,14 +142,15 @@ def quench(
     farthest = RUNAWAY * (1.0 + float(np.abs(x).max(initial=0.0)))
     done, block = 0, FIRST_BLOCK
     while open_.size and done < max_steps:
-        flow = _flow(loss, x[open_], h[open_], block, known, threads)
+        stages = VALLEY_STAGES if done else 3
+        flow = _flow(loss, x[open_], h[open_], block, known, threads, stages)
         x[open_], h[open_], labels[open_] = flow.points, flow.steps, flow.labels
         _check_flow(x, open_, farthest)
         open_ = open_[labels[open_] == UNDECIDED]
         if open_.size and done > 0:
             known = _search(loss, x[open_], known)
         # Later rounds are longer: what is still on its way creeps along a flat valley.
-        done, block = done + block, max(8 * FIRST_BLOCK, done + block)
+        done, block = done + block, done + block
         if progress is not None:
             progress(len(x) - open_.size, len(x))
     return Quench(labels, known)
@@ -164,20 +170,25 @@ def reach(
     loss: StochasticLoss,
     points: np.ndarray,
     known: Attractors,
-    own: int,
+    homes: ArrayLike,
     threads: int | None = None,
 ) -> Quench:
-    """`quench` for points most of which are expected in the basin of attractor `own`.
+    """`quench` for points most of which are expected in the basins of the attractors `homes`.
 
-    Most settle in it within a few steps, which is tried first; the rest get the full quench.
+    Most settle there within a few steps, which is tried first: fewer regions to look at make each
+    step cheaper. The rest get the full quench.
     """
-    x = np.array(points, dtype=np.float64)
-    home = known.take([own])
-    flow = _flow(loss, x, np.full(len(x), FIRST_STEP), HOME_BLOCK, home, threads)
-    labels = np.where(flow.labels == 0, own, UNDECIDED)
-    rows = np.flatnonzero(labels == UNDECIDED)
+    x, own = np.array(points, dtype=np.float64), np.atleast_1d(np.asarray(homes, dtype=int))
+    labels, rows, h = np.full(len(x), UNDECIDED), np.arange(len(x)), np.full(len(x), FIRST_STEP)
+    home = known.take(own)
+    for stages, block in ((3, FIRST_BLOCK), (VALLEY_STAGES, HOME_BLOCK)) if own.size else ():
+        flow = _flow(loss, x[rows], h[rows], block, home, threads, stages)
+        x[rows], h[rows] = flow.points, flow.steps
+        settled = flow.labels >= 0
+        labels[rows[settled]] = own[flow.labels[settled]]
+        rows = rows[~settled]
     if rows.size:
-        rest = quench(loss, flow.points[rows], known, threads=threads)
+        rest = quench(loss, x[rows], known, threads=threads)
         labels[rows], known = rest.labels, rest.attractors
     return Quench(labels, known)
 
@@ -189,17 +200,10 @@ def _flow(
     steps: int,
     known: Attractors,
     threads: int | None,
+    stages: int,
 ) -> Flow:
     regions = Regions(known.centers, known.roots, known.radii)
-    return gradient_flow(loss, x, regions, steps, FLOW_TOLERANCE, h, threads)
-
-
-def _padded(count: int) -> int:
-    """Round up to a power of eight: few compiled shapes instead of one per count."""
-    size = 8
-    while size < count:
-        size *= 8
-    return size
+    return gradient_flow(loss, x, regions, steps, FLOW_TOLERANCE, h, threads, stages=stages)
 
 
 def _pad(a: np.ndarray, size: int) -> np.ndarray:
@@ -207,8 +211,11 @@ def _pad(a: np.ndarray, size: int) -> np.ndarray:
 
 
 def _search(loss: StochasticLoss, x: np.ndarray, known: Attractors) -> Attractors:
-    """`known` with the minima that Newton's method reaches from `x` (n, d)."""
-    ends = polish(loss, x)
+    """`known` with the minima that Newton's method reaches from `x` (n, d).
+
+    Of points close together one is enough: the flow finds whether the others end there too.
+    """
+    ends = polish(loss, x[_apart(x)])
     for end in ends[np.isfinite(ends).all(axis=1)]:
         distances = np.linalg.norm(known.centers - end, axis=1)
         if not len(known) or distances.min() > SAME_CENTER:
@@ -216,26 +223,46 @@ def _search(loss: StochasticLoss, x: np.ndarray, known: Attractors) -> Attractor
     return known
 
 
+def _apart(x: np.ndarray) -> list[int]:
+    """Rows of x (n, d) none of which lies within `CLOSE` (1 + norm) of another."""
+    rows: list[int] = []
+    for i, point in enumerate(x):
+        near = CLOSE * (1.0 + float(np.linalg.norm(point)))
+        if not rows or np.linalg.norm(x[rows] - point, axis=1).min() > near:
+            rows.append(i)
+    return rows
+
+
 def polish(loss: StochasticLoss, x: np.ndarray, iterations: int = 12) -> np.ndarray:
     """Newton's method from each of `x` (n, d); rows that reach no minimum become NaN."""
-    size = _padded(len(x))
-    found = _polisher(loss, iterations)(_pad(x, size))
-    ends, norms, lowest = (np.asarray(a)[: len(x)] for a in found)
-    out = np.array(ends)
-    out[~((norms < STATIONARY) & (lowest > FLAT))] = np.nan
+    out = np.empty_like(x)
+    for first in range(0, len(x), POLISHED):
+        part = x[first : first + POLISHED]
+        # Two compiled shapes instead of one per number of points.
+        size = POLISHED if len(part) > POLISHED // 8 else POLISHED // 8
+        found = _polisher(loss, iterations)(_pad(part, size))
+        ends, norms, lowest = (np.array(a)[: len(part)] for a in found)
+        ends[~((norms < STATIONARY) & (lowest > FLAT))] = np.nan
+        out[first : first + len(part)] = ends
     return out
 
 
 @lru_cache(maxsize=32)
 def _polisher(loss: StochasticLoss, iterations: int) -> Callable[[Array], Any]:
-    def newton(_: int, x: Array) -> Array:
+    def newton(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        x, _, left = state
         move = jnp.linalg.solve(loss.hessian(x), loss.gradient(x))
         # A step longer than the point's own size is no longer local: shorten it.
-        longest = 0.3 * (1.0 + jnp.linalg.norm(x))
-        return x - move * jnp.minimum(1.0, longest / (jnp.linalg.norm(move) + 1e-300))
+        longest, length = 0.3 * (1.0 + jnp.linalg.norm(x)), jnp.linalg.norm(move)
+        return x - move * jnp.minimum(1.0, longest / (length + 1e-300)), length, left - 1
+
+    def going(state: tuple[Array, Array, Array]) -> Array:
+        x, length, left = state
+        # Written so that NaN stops.
+        return (left > 0) & (length > 1e-14 * (1.0 + jnp.linalg.norm(x)))
 
     def one(x: Array) -> Any:
-        x = jax.lax.fori_loop(0, iterations, newton, x)
+        x, _, _ = jax.lax.while_loop(going, newton, (x, jnp.inf, jnp.asarray(iterations)))
         values = jnp.linalg.eigvalsh(loss.hessian(x))
         return x, jnp.linalg.norm(loss.gradient(x)), values[0] / jnp.max(jnp.abs(values))
 
@@ -272,12 +299,20 @@ def _trust_radius(
     u = rng.standard_normal((TRUST_DIRECTIONS, loss.dim))
     u = np.concatenate([u / np.linalg.norm(u, axis=1, keepdims=True), np.eye(loss.dim)])
     shell = np.concatenate([u, -u]) @ spread.T
-    falls, good = _descent(loss), 0.0
-    for radius in np.geomspace(1e-3, 1e3, 61):
-        if not bool(falls(center, hessian, radius * shell)):
-            break
-        good = float(radius)
-    return good
+    falls, shells = _descent(loss), np.geomspace(1e-3, 1e3, 61)
+
+    def first_failure(rows: np.ndarray) -> int:
+        """Place in `rows` of the first shell on which the form does not fall."""
+        for place, row in enumerate(rows):
+            if not bool(falls(center, hessian, shells[row] * shell)):
+                return place
+        return len(rows)
+
+    # Coarse shells first, then those between the last good one and the first bad one.
+    coarse = np.arange(COARSE - 1, len(shells), COARSE)
+    low = first_failure(coarse) * COARSE
+    count = low + first_failure(np.arange(low, min(low + COARSE, len(shells))))
+    return float(shells[count - 1]) if count else 0.0
 
 
 @lru_cache(maxsize=32)
