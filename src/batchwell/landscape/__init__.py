@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from .explore import Exploration, explore, with_explored
 from .minima import (
     Landscape,
     Minimum,
     classify,
+    extended,
     find_minima,
     landscape_of,
     letters,
@@ -14,6 +16,7 @@ from .minima import (
 )
 from .quench import UNDECIDED, Attractors, BasinMap, Quench, basin, polish, quench, reach
 from .saddles import NOWHERE, UNLISTED, Saddle, find_saddles
+from .survey import Survey, relisted, survey
 
 __all__ = [
     "NOWHERE",
@@ -21,12 +24,16 @@ __all__ = [
     "UNLISTED",
     "Attractors",
     "BasinMap",
+    "Exploration",
     "Landscape",
     "Minimum",
     "Quench",
     "Saddle",
+    "Survey",
     "basin",
     "classify",
+    "explore",
+    "extended",
     "find_minima",
     "find_saddles",
     "landscape_of",
@@ -35,5 +42,8 @@ __all__ = [
     "polish",
     "quench",
     "reach",
+    "relisted",
     "shapes",
+    "survey",
+    "with_explored",
 ]
