@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from batchwell import SGD, InputError, additive, diffusion_approximation, finite_sum, weak
-from batchwell.weak import snapshots, weak_error, weak_errors
+from batchwell import SGD, InputError, additive, diffusion_approximation, finite_sum
+from batchwell.weak import expectations, snapshots, weak_error, weak_errors
 
 parabola = additive(lambda x: x @ x / 2)
 coin_well = additive(lambda x: (x[0] ** 2 - 1) ** 2 / 4, "rademacher")
@@ -116,11 +116,11 @@ def test_a_wrong_factor_two_in_the_tensor_has_order_zero(monkeypatch):
         return replace(flow, drift=lambda x: 1.1 * flow.drift(x))
 
     # A wrong tensor costs a whole order: with O(eta) noise its error is itself O(eta).
-    monkeypatch.setattr(weak, "diffusion_approximation", wrong)
+    monkeypatch.setattr(expectations, "diffusion_approximation", wrong)
     out = weak_error(SGD(parabola, 0.1), 2, lambda x: x @ x, 1.0, [1 / 128, 1 / 256], [1.0])
     assert out.observed_order.value == pytest.approx(1, abs=0.05)
     assert not out.asymptotic
-    monkeypatch.setattr(weak, "diffusion_approximation", wrong_drift)
+    monkeypatch.setattr(expectations, "diffusion_approximation", wrong_drift)
     out = weak_error(SGD(parabola, 0.1), 1, lambda x: x @ x, 1.0, [1 / 128, 1 / 256], [1.0])
     assert abs(out.observed_order.value) < 0.1
     assert not out.asymptotic
