@@ -9,6 +9,8 @@ resolves differences far below the spread of phi.
     The error per learning rate, its observed order and constant, and which order is closer where.
 `snapshots`
     Laws of SGD and of both diffusions side by side over time, and their distances (1-D and 2-D).
+`weak_study`
+    All of it, with verdicts on the diffusion, for a report.
 
 Source: Hu, Li, Li & Liu, arXiv:1705.07562, theorem 1; Li, Tai & E (ICML 2017).
 """
@@ -17,5 +19,15 @@ from __future__ import annotations
 
 from .densities import Snapshots, snapshots
 from .order import WeakError, weak_error, weak_errors
+from .study import OBSERVABLES, WeakStudy, weak_study
 
-__all__ = ["Snapshots", "WeakError", "snapshots", "weak_error", "weak_errors"]
+__all__ = [
+    "OBSERVABLES",
+    "Snapshots",
+    "WeakError",
+    "WeakStudy",
+    "snapshots",
+    "weak_error",
+    "weak_errors",
+    "weak_study",
+]

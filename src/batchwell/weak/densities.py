@@ -70,7 +70,7 @@ class Snapshots:
         return {
             "steps": list(self.steps),
             "centres": [c.tolist() for c in self.centres],
-            "densities": {k: v.tolist() for k, v in self.densities.items()},
+            "densities": {k: v.round(7).tolist() for k, v in self.densities.items()},
             "total_variation": {k: v.tolist() for k, v in self.total_variation.items()},
             "wasserstein": {k: v.tolist() for k, v in self.wasserstein.items()},
             "resolution": self.resolution.tolist(),

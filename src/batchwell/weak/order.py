@@ -198,10 +198,15 @@ def _summarise(
             "errors are not resolved at the smallest learning rate: more paths, or "
             "larger learning rates"
         )
+    elif observed.value > order + ORDER_TOLERANCE:
+        notes.append(
+            f"the error falls faster than expected (order {observed.value:.3g}): its leading "
+            "constant nearly vanishes for this start, time and function"
+        )
     elif not settled:
         notes.append(
             f"the observed order {observed.value:.3g} is not yet {order}: learning rates "
-            "are too large for the asymptotic regime, or the constant nearly vanishes"
+            "are too large for the asymptotic regime"
         )
     return WeakError(
         order,
