@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, one line for each mistake, no traceback."""
 
+import json
 import os
 import signal
 import subprocess
@@ -232,12 +233,30 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
     assert "not finished" in (out / "report.html").read_text()
 
 
-def test_weak_prints_both_orders() -> None:
+def test_weak_prints_both_orders_and_writes_a_report(tmp_path: Path) -> None:
     """Least squares at eta = .0125: order 1 is off by -.000879, order 2 by +.000203."""
-    code, text = call("weak", "least-squares", "--observable", "loss")
+    folder = tmp_path / "weak"
+    code, text = call("weak", "least-squares", "--observable", "loss", "--out", str(folder))
     assert code == 0, text
     assert "-8.790515e-04" in text
     assert "+2.031236e-04" in text
+    page = (folder / "report.html").read_text()
+    assert "misses SGD&#39;s mean of F(x) at time T = 1 by 8.79 × 10⁻⁴ at order 1" in page
+    assert json.loads((folder / "weak.json").read_text())["horizon"] == 1.0
+    code, text = call("weak", "least-squares", "--out", str(folder))
+    assert (code, text.count("\n")) == (2, 1)
+    assert "new or empty" in text
+
+
+def test_weak_takes_one_order_and_another_start(tmp_path: Path) -> None:
+    words = ["--order", "1", "--start", "1,0", "--learning-rate", ".1,.05"]
+    code, text = call("weak", "quadratic", *words, "--out", str(tmp_path / "one"))
+    assert code == 0, text
+    assert "order 1:" in text
+    assert "order 2:" not in text
+    code, text = call("weak", "quadratic", "--start", "1", "--out", str(tmp_path / "two"))
+    assert (code, text.count("\n")) == (2, 1)
+    assert "must have shape (2,)" in text
 
 
 def test_exit_asks_sgd_and_its_diffusion_side_by_side() -> None:
@@ -253,4 +272,4 @@ def test_numbers_and_domains_are_checked() -> None:
     assert (code, text.count("\n")) == (2, 1)
     assert "--learning-rate = 'fast'" in text
     assert "no domain" in call("exit", "least-squares")[1]
-    assert "one of square, first, loss" in call("weak", "double-well", "--observable", "x")[1]
+    assert "one of square, first, cosine" in call("weak", "double-well", "--observable", "x")[1]

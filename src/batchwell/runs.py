@@ -90,6 +90,27 @@ class RunDirectory:
             write_atomic(file, text.encode())
 
 
+def default_folder(name: str, resume: bool = False) -> Path:
+    """runs/NAME, runs/NAME-2, ...: the first that is free, or with `resume` the last there is."""
+    last, count = Path("runs") / name, 1
+    free = last
+    while free.exists():
+        last, count = free, count + 1
+        free = Path("runs") / f"{name}-{count}"
+    return last if resume else free
+
+
+def check_new(path: str | Path) -> None:
+    """Raise InputError unless a run can begin at `path`: nothing there, or an empty folder."""
+    folder = Path(path)
+    require(
+        not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
+        "out",
+        str(folder),
+        "must be a new or empty directory",
+    )
+
+
 def create(path: str | Path, settings: Mapping[str, Any], resume: bool = False) -> RunDirectory:
     """A new run directory, or with `resume` an existing one with the same settings.
 
@@ -107,12 +128,7 @@ def create(path: str | Path, settings: Mapping[str, Any], resume: bool = False) 
         _make(folder / "chunks")
         return RunDirectory(folder)
     require(not resume, "--resume", str(folder), "there is no run to resume here")
-    require(
-        not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
-        "out",
-        str(folder),
-        "must be a new or empty directory",
-    )
+    check_new(folder)
     # run.toml comes first: what a full disk leaves behind is an empty folder that can be used again.
     _make(folder)
     write_atomic(file, text.encode(), "out")

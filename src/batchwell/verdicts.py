@@ -565,6 +565,11 @@ def _judge_variance(sgd: SGD, n: dict[str, float]) -> Verdict:
     )
 
 
+def _shown(value: float) -> str:
+    """Two digits, and a plain 0 for what rounding left over."""
+    return "0" if abs(value) < 1e-9 else f"{value:.2g}"
+
+
 def _judge_tails(sgd: SGD, n: dict[str, float]) -> Verdict:
     use, reason = "tails", _unstable(sgd, n)
     if reason:
@@ -586,8 +591,8 @@ def _judge_tails(sgd: SGD, n: dict[str, float]) -> Verdict:
             use,
             _grade(shape, 0.1, 1.0),
             "noise is additive near the minimum; its "
-            f"skewness {n['skewness']:.2g} and excess kurtosis "
-            f"{n['excess_kurtosis']:.2g} per example shape the tails",
+            f"skewness {_shown(n['skewness'])} and excess kurtosis "
+            f"{_shown(n['excess_kurtosis'])} per example shape the tails",
         )
     if chain == math.inf:
         return Verdict(
@@ -627,11 +632,10 @@ def _judge_escapes(sgd: SGD, n: dict[str, float]) -> Verdict:
     if not math.isfinite(error):
         return Verdict(use, "caution", "the exponents could not be compared on these rays")
     trust = _grade(error, GOOD_EXPONENT, BAD_EXPONENT)
-    reason = (
-        f"SGD's escape exponent is {n['exponent_ratio']:.4g} times the diffusion's "
-        "(non-Gaussian noise; larger batches do not close this gap)"
-    )
     gaussian = sgd.loss.noise is not None and sgd.loss.noise.name == "gaussian"
+    reason = f"SGD's escape exponent is {n['exponent_ratio']:.4g} times the diffusion's " + (
+        "(Gaussian noise)" if gaussian else "(larger batches do not close this gap)"
+    )
     if trust == "yes" and not n["boundary_known"] and not gaussian:
         # Close to the minimum every noise looks Gaussian; the way out lies beyond.
         trust = "caution"

@@ -117,26 +117,39 @@ class DensityKernel:
         scale = self.sgd.learning_rate**2 * self.sgd.batch_factor
         return scale * evaluate(self.sgd.loss, "covariance", x)
 
+    @property
+    def gaussian(self) -> bool:
+        """Whether the noise is normal, so that its covariance is all there is to it."""
+        return self.sgd.loss.noise is not None and self.sgd.loss.noise.name == "gaussian"
+
     def spread(self, x: Floats) -> Floats:
         """1-D: signed scale (m,) of one draw's mean, x (m, 1)."""
-        if self.sgd.loss.noise is not None and self.sgd.loss.noise.name == "gaussian":
-            size = np.sqrt(evaluate(self.sgd.loss, "covariance", x)[:, 0, 0])
-        else:
-            size = evaluate(_Slope(self.sgd.loss), "slope", x)
+        if not self.gaussian:
+            return self.factor(x)[:, 0, 0]
+        size = np.sqrt(evaluate(self.sgd.loss, "covariance", x)[:, 0, 0])
         return -self.sgd.learning_rate * size
+
+    def factor(self, x: Floats) -> Floats:
+        """Matrices (m, d, k) with x' = centre + factor zeta, x (m, d): one column per noise."""
+        if not self.gaussian:
+            return -self.sgd.learning_rate * evaluate(_Slopes(self.sgd.loss), "slopes", x)
+        values, vectors = np.linalg.eigh(evaluate(self.sgd.loss, "covariance", x))
+        return -self.sgd.learning_rate * vectors * np.sqrt(np.maximum(values, 0))[:, None, :]
 
 
 @dataclass(frozen=True)
-class _Slope:
-    """Derivative of the example gradient in its one noise."""
+class _Slopes:
+    """Derivative of the example gradient in its noises."""
 
     loss: StochasticLoss
 
-    def slope(self, x: Any) -> Any:
-        def gradient(z: Any) -> Any:
-            return self.loss.example_gradient(x, z)[0]
+    def slopes(self, x: Any) -> Any:
+        """Matrix (d, k) at x (d,)."""
 
-        return jax.grad(gradient)(jnp.zeros(1))[0]
+        def gradient(z: Any) -> Any:
+            return self.loss.example_gradient(x, z)
+
+        return jax.jacobian(gradient)(jnp.zeros(self.loss.noise_dim))
 
 
 @dataclass(frozen=True, eq=False)

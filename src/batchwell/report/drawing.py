@@ -60,7 +60,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Plot:
-    """Curves over two axes; `rules` are level lines (y, text, style), `posts` upright (x, text)."""
+    """Curves over two axes; `rules` are level lines (y, text, style), `posts` upright (x, text).
+
+    With `dodge` curves over the same few x are moved apart, so that their intervals do not overlap.
+    """
 
     title: str
     x: Axis
@@ -68,6 +71,7 @@ class Plot:
     curves: tuple[Curve, ...]
     rules: tuple[tuple[float, str, str], ...] = ()
     posts: tuple[tuple[float, str], ...] = ()
+    dodge: bool = True
 
 
 @dataclass(frozen=True)

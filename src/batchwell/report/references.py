@@ -30,6 +30,30 @@ BIBLIOGRAPHY: Mapping[str, Reference] = {
         "Journal of Machine Learning Research 20 (2019), no. 40",
         "the diffusions of SGD of order 1 and 2",
     ),
+    "hu-li-li-liu": Reference(
+        "W. Hu, C. J. Li, L. Li, J.-G. Liu",
+        "On the diffusion approximation of nonconvex stochastic gradient descent",
+        "Annals of Mathematical Sciences and Applications 4 (2019), 3-32; arXiv:1705.07562",
+        "weak order of the diffusions; the master equation of SGD",
+    ),
+    "milstein-regression": Reference(
+        "G. N. Milstein, M. V. Tretyakov",
+        "Practical variance reduction via regression for simulating diffusions",
+        "SIAM Journal on Numerical Analysis 47 (2009), 887-910",
+        "martingale controls of simulated differences",
+    ),
+    "bonneel": Reference(
+        "N. Bonneel, J. Rabin, G. Peyré, H. Pfister",
+        "Sliced and Radon Wasserstein barycenters of measures",
+        "Journal of Mathematical Imaging and Vision 51 (2015), 22-45",
+        "Wasserstein distances of laws in the plane",
+    ),
+    "li-malladi-arora": Reference(
+        "Z. Li, S. Malladi, S. Arora",
+        "On the validity of modeling SGD with stochastic differential equations",
+        "Advances in Neural Information Processing Systems 34 (2021)",
+        "where the diffusion stops to hold: noise against gradient",
+    ),
     "milstein-tretyakov": Reference(
         "G. N. Milstein, M. V. Tretyakov",
         "Numerical methods in the weak sense for stochastic differential equations with small "

@@ -64,7 +64,8 @@ def _plot(plot: Plot) -> list[Markup]:
     places = []
     for k, curve in enumerate(plot.curves):
         # Curves over batch sizes share their x exactly; side by side their intervals stay apart.
-        shift = DODGE * (k - (len(plot.curves) - 1) / 2) if not plot.posts else 0.0
+        apart = plot.dodge and not plot.posts
+        shift = DODGE * (k - (len(plot.curves) - 1) / 2) if apart else 0.0
         parts.append(_curve(curve, _shifted(x, shift), y))
         places.append((_last_height(curve, y), curve))
     return [*parts, *_labels(places)]

@@ -117,20 +117,10 @@ def study(
     subject, settings = _resolve(what, code, changes)
     plan = Plan(subject, settings)
     plan.check()
-    folder = Path(out) if out is not None else _default_folder(subject.name, resume)
+    folder = Path(out) if out is not None else runs.default_folder(subject.name, resume)
     record = plan.record(_command(what, code, folder))
     run = runs.create(folder, record, resume)
     return Study(_carry_out(plan, run, record, quiet), folder)
-
-
-def _default_folder(name: str, resume: bool) -> Path:
-    """runs/NAME, runs/NAME-2, ...: the first that is free, or with `resume` the last there is."""
-    last, count = Path("runs") / name, 1
-    free = last
-    while free.exists():
-        last, count = free, count + 1
-        free = Path("runs") / f"{name}-{count}"
-    return last if resume else free
 
 
 def _resolve(
