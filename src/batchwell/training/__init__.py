@@ -12,10 +12,14 @@ from typing import Any
 # Public name -> module that holds it.
 _HOME = {
     "GradientNoise": "noise",
+    "Reading": "schedule",
+    "SCHEDULES": "schedule",
+    "Schedule": "schedule",
     "StepNoise": "noise",
     "combine": "noise",
     "from_accumulated": "noise",
     "noise_factor": "noise",
+    "preview": "schedule",
 }
 
 __all__ = sorted(_HOME)
