@@ -11,15 +11,14 @@ from batchwell.errors import InputError
 from batchwell.estimate import Estimate
 from batchwell.training.noise import GradientNoise
 from batchwell.training.schedule import (
-    SCHEDULES,
     Reading,
     Schedule,
-    as_schedule,
     init,
     learning_rate_factor,
     preview,
     update,
 )
+from batchwell.training.schedules import SCHEDULES, as_schedule
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "constant": {"batch_size": 32},

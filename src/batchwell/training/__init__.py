@@ -13,7 +13,7 @@ from typing import Any
 _HOME = {
     "GradientNoise": "noise",
     "Reading": "schedule",
-    "SCHEDULES": "schedule",
+    "SCHEDULES": "schedules",
     "Schedule": "schedule",
     "StepNoise": "noise",
     "combine": "noise",
