@@ -16,10 +16,13 @@ _HOME = {
     "SCHEDULES": "schedules",
     "Schedule": "schedule",
     "StepNoise": "noise",
+    "Training": "attach",
+    "attach": "attach",
     "combine": "noise",
     "from_accumulated": "noise",
     "noise_factor": "noise",
     "preview": "schedule",
+    "to_tensorboard": "log",
 }
 
 __all__ = sorted(_HOME)
