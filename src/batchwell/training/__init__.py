@@ -12,6 +12,7 @@ from typing import Any
 # Public name -> module that holds it.
 _HOME = {
     "GradientNoise": "noise",
+    "Probe": "measure",
     "StepNoise": "noise",
     "combine": "noise",
     "from_accumulated": "noise",
