@@ -12,6 +12,7 @@ from typing import Any
 # Public name -> module that holds it.
 _HOME = {
     "GradientNoise": "noise",
+    "Probe": "measure",
     "Reading": "schedule",
     "SCHEDULES": "schedules",
     "Schedule": "schedule",
