@@ -28,6 +28,7 @@ from batchwell.errors import Divergence, InputError, RunError  # noqa: E402
 from batchwell.estimate import Estimate  # noqa: E402
 from batchwell.training.attach import Training, attach  # noqa: E402
 from batchwell.training.log import JsonLines, to_tensorboard  # noqa: E402
+from batchwell.training.measure import Probe  # noqa: E402
 from batchwell.training.noise import GradientNoise  # noqa: E402
 from batchwell.training.schedules import SCHEDULES  # noqa: E402
 
@@ -35,16 +36,25 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 EPOCHS = 3
 
 
-def measured(training_of: list[Training], at: int, scale: float) -> Any:
-    """A measurement that comes once, when `at` updates are made."""
+class Measured:
+    """Stands for a probe: measures once, at the update numbered `at`."""
 
-    def noise() -> GradientNoise | None:
-        if training_of[0].course.updates != at:
+    every = window = 1
+
+    def __init__(self, at: int, scale: float) -> None:
+        self.at, self.scale, self.steps = at, scale, 0
+
+    def step(self, loss: Any, scale: float) -> None:
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"steps": self.steps}
+
+    def noise(self) -> GradientNoise | None:
+        if self.steps != self.at:
             return None
-        sure = Estimate(scale, 0.0, (scale, scale), "examples", "given", 9)
+        sure = Estimate(self.scale, 0.0, (self.scale, self.scale), "examples", "given", 9)
         return GradientNoise(sure, sure, sure, 16, 100, 9)
-
-    return noise
 
 
 def attached(jitter: float = 0.0, schedule: Any = 16, workers: int = 0, **options: Any) -> Any:
@@ -164,7 +174,7 @@ def test_resume_amid_an_epoch_is_bit_identical(
 @pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
 def test_no_stale_batches(workers: int, persistent: bool) -> None:
     """A measurement changes the size while workers hold batches of the old one."""
-    model, holder = network(), []
+    model = network()
     data = loader(8, num_workers=workers, persistent_workers=persistent)
     training = attach(
         model,
@@ -172,9 +182,8 @@ def test_no_stale_batches(workers: int, persistent: bool) -> None:
         data,
         SCHEDULES["noise_scale"](8, multiple_of=8),
         knob="sampler",
-        noise=measured(holder, at=2, scale=32.0),  # as the third update is counted
+        probe=Measured(at=3, scale=32.0),
     )
-    holder.append(training)
     sizes, seen = [], []
     for _ in range(2):
         for batch in training:
@@ -208,6 +217,56 @@ def test_learning_rate_follows_for_the_moment_of_the_update() -> None:
     run(attach(model, opt, loader(16), plan), model, 1)
     assert seen == pytest.approx([0.05, 0.1, 0.1, 0.4])
     assert opt.param_groups[0]["lr"] == 0.1
+
+
+def probed(schedule: Any, batch_size: int = 16) -> Any:
+    model = network(dropout=0.0)
+    probe = Probe(model, data_size=EXAMPLES, micro_batches="by_size", examples=None, window=4)
+    opt = torch.optim.SGD(model.parameters(), lr=0.05)
+    return model, attach(model, opt, loader(batch_size), schedule, probe=probe), probe
+
+
+def test_a_probe_sees_the_gradients_that_the_update_gets() -> None:
+    """At one batch size, measured over micro-batches of 16 or at once: the same examples."""
+    rows = []
+    for micro in (16, 48):
+        model, training, probe = probed(48, micro)
+        steps: list[Any] = []
+        step = probe.step
+        probe.step = lambda *a, keep=steps, call=step, **k: keep.append(call(*a, **k))
+        run(training, model, 2)
+        rows.append([(r.gradient_norm_squared, r.noise_trace) for r in steps[1:]])
+        training.close()
+    assert rows[0] == [pytest.approx(row, rel=1e-4, abs=1e-7) for row in rows[1]]
+
+
+def test_resume_of_a_measured_schedule_is_bit_identical() -> None:
+    plan = SCHEDULES["noise_scale"](16, hysteresis=1.0)
+    whole, training, _ = probed(plan)
+    run(training, whole, 4)
+    sizes = training.batch_size
+    training.close()
+    assert sizes > 16  # else this says nothing
+
+    model, training, _ = probed(plan)
+    run(training, model, 4, after=lambda t: t.course.updates == 6)
+    saved = json.dumps(training.state_dict())
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    training.close()
+    again, training, _ = probed(plan)
+    again.load_state_dict(weights)
+    training.load_state_dict(json.loads(saved))
+    run(training, again, 4)
+    training.close()
+    assert training.batch_size == sizes
+    assert torch.equal(parameters(whole), parameters(again))
+
+
+def test_a_schedule_that_needs_noise_gets_a_probe() -> None:
+    model, training = network(dropout=0.0), None
+    training = attach(model, optimiser(model), loader(16), SCHEDULES["noise_scale"](16))
+    assert training._loop.probe is not None
+    training.close()
 
 
 def poison(model: nn.Module, training: Training, at: int) -> None:
@@ -262,7 +321,6 @@ class Stream(IterableDataset):
         (lambda m, o: attach(m, o, loader(16), "0:16 1k:8"), "shrinks"),
         (lambda m, o: attach(m, o, loader(16), 16, knob="magic"), "accumulation, sampler"),
         (lambda m, o: attach(m, o, [torch.ones(4, 6)], 4, knob="sampler"), "knob='accumulation'"),
-        (lambda m, o: attach(m, o, loader(16), SCHEDULES["noise_scale"](16)), "gradient noise"),
         (lambda m, o: attach(m, o, loader(16), 16, logdir="/proc/none"), "cannot be written"),
     ],
 )

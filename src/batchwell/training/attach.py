@@ -24,6 +24,7 @@ from ._torch import torch
 from .batches import Batches, Resized, check_loader
 from .course import Course
 from .log import Log
+from .measure import Probe
 from .noise import GradientNoise
 from .schedule import Reading, Schedule, update
 from .schedules import as_schedule
@@ -106,10 +107,10 @@ class Training:
         self._loop.backward(loss if weight == 1.0 else loss * weight)
         opened.add(examples, loss.detach())
         if boundary:
-            self._update(opened)
+            self._update(opened, loss)
         return boundary
 
-    def _update(self, opened: _Open) -> None:
+    def _update(self, opened: _Open, last_loss: Any) -> None:
         total, loss = self._loop.summed(opened)
         rate, momentum = learning_rate_of(self.optimizer)
         factor = self.course.learning_rate_factor
@@ -117,13 +118,13 @@ class Training:
             self._stop(loss, rate * factor)
         if self._pending is not None:
             self.last_good, self._pending = self._pending, None
+        noise = self._loop.measured(last_loss, opened)
         scale_gradients(self.optimizer, opened.unit * self._loop.world / total)
         if self._loop.before_update:
             self._loop.before_update()
         scaled_step(self.optimizer, factor)
         self.optimizer.zero_grad()
         self._open = None
-        noise = self._loop.noise() if self._loop.noise else None
         self.course.finish(total, loss, rate * factor, momentum, noise)
         every = self._loop.keep_every
         if every and self.course.updates % every == 0:
@@ -192,11 +193,13 @@ class Training:
         """
         if self._open is not None:
             raise RunError("state_dict amid an accumulation: call it after step returned True")
+        probe = self._loop.probe
         return {
             "model": fingerprint(self.model),
             "loop": self._loop.describe(),
             "course": self.course.state_dict(),
             "batches": self._batches.state_dict(),
+            "probe": probe.state_dict() if probe else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -219,10 +222,14 @@ class Training:
                 raise InputError(key, here.get(key), f"the state was saved with {key} = {value}")
         self.course.load_state_dict(state["course"])
         self._batches.load_state_dict(state["batches"])
+        if self._loop.probe and state.get("probe"):
+            self._loop.probe.load_state_dict(state["probe"])
         self._open = self._current = None
 
     def close(self) -> None:
-        """Sync and close the log."""
+        """Take the probe off the model; sync and close the log."""
+        if self._loop.probe:
+            self._loop.probe.close()
         self.course.event("closed")
         self.course.close()
 
@@ -248,13 +255,13 @@ class _Loop:
         world: int,
         backward: Callable[[Any], Any] | None,
         before_update: Callable[[], Any] | None,
-        noise: Callable[[], GradientNoise | None] | None,
+        probe: Probe | None,
         keep_every: int,
     ) -> None:
         self.resized = knob == "sampler"
         self.world, self.keep_every = world, keep_every
         self.backward = backward or (lambda loss: loss.backward())
-        self.before_update, self.noise = before_update, noise
+        self.before_update, self.probe = before_update, probe
         self.micro = getattr(loader, "batch_size", None) or 1
         # Processes must agree on what a loss is divided by; alone, the first micro-batch will do.
         self.unit = self.micro if world > 1 else None
@@ -269,6 +276,14 @@ class _Loop:
     def describe(self) -> dict[str, Any]:
         """What a saved state must agree with."""
         return dict(self._facts)
+
+    def measured(self, loss: Any, opened: _Open) -> GradientNoise | None:
+        """The probe's answer once in each of its windows; gradients are not averaged yet."""
+        probe = self.probe
+        if probe is None:
+            return None
+        probe.step(loss, scale=opened.local / opened.unit)
+        return probe.noise() if probe.steps % (probe.every * probe.window) == 0 else None
 
     def synchronise(self, model: Any, boundary: bool) -> None:
         """DDP sums gradients over processes at step boundaries only (what its no_sync does)."""
@@ -297,7 +312,7 @@ def attach(
     knob: str = "accumulation",
     backward: Callable[[Any], Any] | None = None,
     before_update: Callable[[], Any] | None = None,
-    noise: Callable[[], GradientNoise | None] | None = None,
+    probe: Probe | None = None,
     keep_every: int = 100,
 ) -> Training:
     """Put a training loop under a batch-size schedule.
@@ -325,8 +340,9 @@ def attach(
         Called with the loss instead of ``loss.backward()``; ``accelerator.backward``.
     before_update
         Called when the gradients are complete, for example to clip them.
-    noise
-        Called after each update: a new `GradientNoise`, or None.
+    probe
+        What measures the gradient noise, made with ``micro_batches="by_size"``; its answers are
+        logged and given to the schedule. One is made if the schedule needs it.
     keep_every
         Updates between copies of model and optimiser that are kept for a loss that is not finite;
         0 keeps none.
@@ -334,29 +350,26 @@ def attach(
     Raises
     ------
     InputError
-        The loader has no length, a batch of the schedule is larger than the data or no multiple of
-        the micro-batches, or the schedule needs a measurement and none is given.
+        The loader has no length, or a batch of the schedule is larger than the data or no multiple
+        of the micro-batches.
     """
     one_of("knob", knob, KNOBS)
     check_loader(loader)
-    world = processes(model)
+    world, examples = processes(model), data_size(loader)
+    resized = knob == "sampler"
+    unit = world if resized else world * (getattr(loader, "batch_size", None) or 1)
+    limited = limit(as_schedule(schedule), unit, examples)
+    if probe is None and "noise" in limited.needs:
+        probe = Probe(model, data_size=examples, micro_batches="by_size")
     loop = _Loop(
-        knob, loader, world, backward, before_update, noise, whole("keep_every", keep_every, 0)
-    )
-    unit = world if loop.resized else world * loop.micro
-    limited = limit(as_schedule(schedule), unit, loop.describe()["data_size"])
-    require(
-        "noise" not in limited.needs or noise is not None,
-        "noise",
-        noise,
-        f"schedule {limited.name} follows the gradient noise: give what measures it",
+        knob, loader, world, backward, before_update, probe, whole("keep_every", keep_every, 0)
     )
     main = world == 1 or torch.distributed.get_rank() == 0
     logs = [log] if callable(log) else list(log)
     course = Course(
         limited, logdir=logdir if main else None, logs=logs if main else (), log_every=log_every
     )
-    batches = _batches(loader, course, world) if loop.resized else Batches(loader)
+    batches = _batches(loader, course, world) if resized else Batches(loader)
     course.event(
         "started", schedule=limited.describe(), model=fingerprint(model), **loop.describe()
     )
