@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
 from batchwell.errors import Divergence
-from batchwell.training.attach import attach
+from batchwell.training.loop import attach
 
 
 def counted(state: dict[str, int], bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:

@@ -32,8 +32,8 @@ class Course:
     logs
         Further ``log(dict, step)`` callables.
     log_every
-        Updates between two logged losses, each the mean since the one before. A change of batch
-        size is always logged.
+        Updates between two logged losses, each the mean since the one before. The last update
+        of a batch size and the first of the next are always logged.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Course:
         self.file = None if logdir is None else JsonLines(logdir)
         self._logs: list[Log] = [*([self.file] if self.file else []), *logs]
         self._loss_sum, self._loss_examples = 0.0, 0
+        self._fresh = True  # no update of this batch size is logged yet
 
     @property
     def batch_size(self) -> int:
@@ -97,8 +98,9 @@ class Course:
         reading = Reading(self.examples, loss, noise, effective, examples)
         self.state = update(self.schedule, self.state, reading)
         changed = self.batch_size != before
-        if self.updates % self.log_every == 0 or self.updates == 1 or changed:
+        if self.updates % self.log_every == 0 or self._fresh or changed:
             self._log_loss(before, learning_rate, effective)
+        self._fresh = changed
         if noise is not None:
             self.record("noise_scale", noise.gradient_noise_scale)
             self.record("gradient_norm_squared", noise.gradient_norm_squared)

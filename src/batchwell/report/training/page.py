@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from .. import document
@@ -139,8 +140,9 @@ def _prediction_text(log: Trained) -> str:
     judged = [agree for _, _, came, agree in rows if came is not None]
     if not judged:
         return ""
-    good = sum(judged)
-    return f"Of {counted(len(judged), 'prediction')}, {good} agreed with what came."
+    if len(judged) == 1:
+        return f"The one prediction made {'agreed' if judged[0] else 'disagreed'} with what came."
+    return f"{sum(judged)} of {len(judged)} predictions agreed with what came."
 
 
 def _text(point: Point) -> str:
@@ -191,13 +193,15 @@ def _marks(name: str, unit: str, points: tuple[Point, ...], style: str = "sgd") 
     return Curve(name, style, tuple(marks), joined=False)
 
 
-def _panel(title: str, label: str, curves: Iterable[Curve], log_scale: bool) -> Plot:
+def _panel(
+    title: str, label: str, curves: Iterable[Curve], log_scale: bool, x_label: str = X_LABEL
+) -> Plot:
     found = tuple(curve for curve in curves if curve.marks)
     xs = [m.x for curve in found for m in curve.marks]
     ys = [v for c in found for m in c.marks for v in (m.y, m.low, m.high) if math.isfinite(v)]
     y = log_axis(label, ys) if log_scale else linear_axis(label, ys)
     # Upright posts keep the curves from being set apart side by side, as over batch sizes.
-    return Plot(title, linear_axis(X_LABEL, [0.0, *xs], 0.0), y, found, posts=((0.0, ""),))
+    return Plot(title, linear_axis(x_label, [0.0, *xs], 0.0), y, found, posts=((0.0, ""),))
 
 
 def _figure(key: str, title: str, caption: str, panels: tuple[Panel, ...]) -> Figure:
@@ -221,12 +225,17 @@ def _loss(log: Trained) -> Section:
     if not points:
         return Section("loss", "Loss", absent="No loss was logged.")
     thin = thinned(points, LINE)
-    panel = _panel("Loss of one example", "loss", [_line("", thin)], _positive(thin))
-    caption = (
-        "Mean training loss of one example between two entries of the log, against the examples "
-        "seen by then."
+    logarithmic = _positive(thin)
+    by_update = [replace(p, examples=p.step) for p in thin]
+    panels = (
+        _panel("Against examples", "loss", [_line("", thin)], logarithmic),
+        _panel("Against updates", "loss", [_line("", by_update)], logarithmic, "updates made"),
     )
-    figure = _figure("loss", "Loss against examples", caption, (panel,))
+    caption = (
+        "Mean training loss of one example between two entries of the log: against the examples "
+        "seen, which cost computing, and against the updates made, which cost time."
+    )
+    figure = _figure("loss", "Loss", caption, panels)
     return Section("loss", "Loss", figure=figure)
 
 
@@ -240,7 +249,7 @@ def _schedule(log: Trained) -> Section:
     steps = tuple(
         Point(p.examples, p.step, float(p.step), float(p.step), float(p.step)) for p in sizes
     )
-    panels.append(_panel("Updates", "updates so far", [_line("", thinned(steps, LINE))], False))
+    panels.append(_panel("Updates", "updates made", [_line("", thinned(steps, LINE))], False))
     name = log.start.get("schedule", {}).get("name", "")
     lead = f"The schedule is “{name}”. " if name else ""
     lead += "Batch sizes count the examples of one update, over all processes."
@@ -349,7 +358,10 @@ def _apart(predicted: Point, came: Point) -> str:
 
 def _settings(log: Trained) -> Section:
     schedule = log.start.get("schedule", {})
-    shown = {str(k): str(v) for k, v in schedule.items() if v is not None}
+    names = {"name": "schedule"}
+    shown = {
+        names.get(k, str(k)).replace("_", " "): str(v) for k, v in schedule.items() if v is not None
+    }
     for key in ("knob", "micro_batch", "data_size", "processes"):
         if log.start.get(key) is not None:
             shown[key.replace("_", " ")] = str(log.start[key])

@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader, IterableDataset  # noqa: E402
 
 from batchwell.errors import Divergence, InputError, RunError  # noqa: E402
 from batchwell.estimate import Estimate  # noqa: E402
-from batchwell.training.attach import Training, attach  # noqa: E402
 from batchwell.training.log import JsonLines, to_tensorboard  # noqa: E402
+from batchwell.training.loop import Training, attach  # noqa: E402
 from batchwell.training.measure import Probe  # noqa: E402
 from batchwell.training.noise import GradientNoise  # noqa: E402
 from batchwell.training.schedules import SCHEDULES  # noqa: E402
