@@ -29,7 +29,15 @@ from .noise import GradientNoise
 from .schedule import Reading, Schedule, update
 from .schedules import as_schedule
 from .states import check_fingerprint, clone, fingerprint, save_atomic
-from .updates import data_size, learning_rate_of, processes, scale_gradients, scaled_step
+from .updates import (
+    OpenUpdate,
+    data_size,
+    learning_rate_of,
+    limit,
+    processes,
+    scale_gradients,
+    scaled_step,
+)
 
 KNOBS = ("accumulation", "sampler")
 LAST_GOOD = "last_good.pt"
@@ -56,7 +64,7 @@ class Training:
         self.last_good: dict[str, Any] | None = None
         self._batches, self._loop = batches, loop
         self._pending: dict[str, Any] | None = None
-        self._open: _Open | None = None
+        self._open: OpenUpdate | None = None
         self._current: tuple[int, bool] | None = None
 
     @property
@@ -100,7 +108,7 @@ class Training:
             raise RunError("step was called without a batch: iterate the training, once for each")
         (examples, boundary), self._current = self._current, None
         if self._open is None:
-            self._open = _Open(self._loop.unit or examples)
+            self._open = OpenUpdate(self._loop.unit or examples)
         opened = self._open
         weight = examples / opened.unit
         # One micro-batch of the first one's size is not touched at all.
@@ -110,8 +118,8 @@ class Training:
             self._update(opened, loss)
         return boundary
 
-    def _update(self, opened: _Open, last_loss: Any) -> None:
-        total, loss = self._loop.summed(opened)
+    def _update(self, opened: OpenUpdate, last_loss: Any) -> None:
+        total, loss = opened.over_processes(self._loop.world)
         rate, momentum = learning_rate_of(self.optimizer)
         factor = self.course.learning_rate_factor
         if not math.isfinite(loss):
@@ -234,17 +242,6 @@ class Training:
         self.course.close()
 
 
-class _Open:
-    """Micro-batches of an update in the making."""
-
-    def __init__(self, unit: int) -> None:
-        self.unit, self.local, self.loss = unit, 0, 0.0
-
-    def add(self, examples: int, loss: Any) -> None:
-        self.local += examples
-        self.loss = self.loss + loss * examples
-
-
 class _Loop:
     """What does not change while training: the user's functions, knob, processes."""
 
@@ -277,7 +274,7 @@ class _Loop:
         """What a saved state must agree with."""
         return dict(self._facts)
 
-    def measured(self, loss: Any, opened: _Open) -> GradientNoise | None:
+    def measured(self, loss: Any, opened: OpenUpdate) -> GradientNoise | None:
         """The probe's answer once in each of its windows; gradients are not averaged yet."""
         probe = self.probe
         if probe is None:
@@ -289,15 +286,6 @@ class _Loop:
         """DDP sums gradients over processes at step boundaries only (what its no_sync does)."""
         if self.world > 1 and hasattr(model, "require_backward_grad_sync"):
             model.require_backward_grad_sync = boundary
-
-    def summed(self, opened: _Open) -> tuple[int, float]:
-        """Examples and mean loss of the update, over all processes."""
-        loss: Any = opened.loss
-        if self.world == 1:
-            return opened.local, float(loss) / opened.local
-        both = torch.stack([loss.double(), torch.tensor(float(opened.local)).to(loss).double()])
-        torch.distributed.all_reduce(both)
-        return round(float(both[1])), float(both[0] / both[1])
 
 
 def attach(
@@ -385,27 +373,3 @@ def _batches(loader: Any, course: Course, world: int) -> Resized:
             state = update(course.schedule, state, Reading(clock))
 
     return Resized(loader, lambda: course.batch_size // world, ahead)
-
-
-def limit(schedule: Schedule, unit: int, examples: int | None) -> Schedule:
-    """`schedule` under the loader's limits.
-
-    Raises
-    ------
-    InputError
-        A size that the user wrote down is no multiple of `unit` or larger than the data.
-    """
-    for size in schedule.listed:
-        require(
-            size % unit == 0,
-            "batch_size",
-            size,
-            f"must be a multiple of {unit}, the examples that the processes load at once",
-        )
-        require(
-            examples is None or size <= examples,
-            "batch_size",
-            size,
-            f"is larger than the data, which has {examples} examples",
-        )
-    return schedule.limited(multiple_of=unit, cap=examples)

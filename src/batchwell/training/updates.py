@@ -4,7 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import require
 from ._torch import torch
+from .schedule import Schedule
+
+
+class OpenUpdate:
+    """Micro-batches of an update in the making.
+
+    Each loss is weighted by its examples over `unit`; gradients times `unit` x processes / examples
+    are then the mean over all examples, however the micro-batches differ in size.
+    """
+
+    def __init__(self, unit: int) -> None:
+        self.unit, self.local, self.loss = unit, 0, 0.0
+
+    def add(self, examples: int, loss: Any) -> None:
+        """Count a micro-batch of mean `loss`."""
+        self.local += examples
+        self.loss = self.loss + loss * examples
+
+    def over_processes(self, world: int, group: Any = None) -> tuple[int, float]:
+        """Examples and mean loss of the update, over all processes."""
+        loss: Any = self.loss
+        if world == 1:
+            return self.local, float(loss) / self.local
+        both = torch.stack([loss.double(), torch.tensor(float(self.local)).to(loss).double()])
+        torch.distributed.all_reduce(both, group=group)
+        return round(float(both[1])), float(both[0] / both[1])
 
 
 def processes(model: Any) -> int:
@@ -53,3 +80,27 @@ def scaled_step(optimizer: Any, factor: float) -> None:
     finally:
         for group, rate in zip(optimizer.param_groups, before, strict=True):
             group["lr"] = rate
+
+
+def limit(schedule: Schedule, unit: int, examples: int | None) -> Schedule:
+    """`schedule` under the loader's limits.
+
+    Raises
+    ------
+    InputError
+        A size that the user wrote down is no multiple of `unit` or larger than the data.
+    """
+    for size in schedule.listed:
+        require(
+            size % unit == 0,
+            "batch_size",
+            size,
+            f"must be a multiple of {unit}, the examples that the processes load at once",
+        )
+        require(
+            examples is None or size <= examples,
+            "batch_size",
+            size,
+            f"is larger than the data, which has {examples} examples",
+        )
+    return schedule.limited(multiple_of=unit, cap=examples)
