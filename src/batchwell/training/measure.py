@@ -14,13 +14,19 @@ from weakref import WeakSet
 from ..errors import Divergence, InputError, RunError, finite, one_of, whole
 from . import per_example
 from ._torch import torch
-from .checks import check_forward, check_loss, check_model, check_reduction, reduction_of
+from .checks import (
+    check_forward,
+    check_loss,
+    check_model,
+    check_modes,
+    check_reduction,
+    reduction_of,
+)
 from .noise import (
     SAMPLING_MODES,
     GradientNoise,
     StepNoise,
     combine,
-    noise_factor,
     solve_step,
     weight_factor,
 )
@@ -115,7 +121,7 @@ class Probe:
         self.every, self.window = whole("every", every), whole("window", window)
         self.weight_decay = finite("weight_decay", weight_decay)
         self.dropout = dropout
-        check_model(model, dropout=dropout)
+        self._modes = check_model(model, dropout=dropout)
         _claim(model)
         count = None if examples is None else whole("examples", examples, 2)
         self._watch = Watch(model, count, whole("batch_dim", batch_dim, 0))
@@ -123,10 +129,15 @@ class Probe:
         self._generator_state: Tensor = None
         self._rows: deque[StepNoise] = deque(maxlen=self.window)
         self.steps = 0
-        self.example_norms_squared: Tensor | None = None
+        self._norms: list[tuple[Tensor, float]] = []
         self.notes: list[str] = []
 
     # ---- what the user calls ----
+
+    @property
+    def example_norms_squared(self) -> Tensor:
+        """|g_i|^2 (m,), float64, of the examples looked at in the last measured step."""
+        return torch.cat([norms / unit for norms, unit in self._norms])
 
     @property
     def fallbacks(self) -> dict[str, str]:
@@ -214,7 +225,7 @@ class Probe:
     # ---- one step ----
 
     def _before_forward(self) -> None:
-        check_model(self.model, dropout=self.dropout)
+        check_modes(self._modes, self.dropout)
         if self._watch.trial:
             self._generator_state = torch.get_rng_state()
 
@@ -246,9 +257,9 @@ class Probe:
     def _row(self, passes: list[Pass], step: int, scale: float) -> StepNoise:
         sizes = [p.size for p in passes]
         weights = self._weights(sizes)
-        raw = [p.norms_squared() / (w * scale) ** 2 for p, w in zip(passes, weights, strict=True)]
-        self.example_norms_squared = torch.cat(raw)
-        small = sum(b * float(r.mean()) for b, r in zip(sizes, raw, strict=True))
+        raw = [p.norms_squared() for p in passes]
+        self._norms = [(r, (w * scale) ** 2) for r, w in zip(raw, weights, strict=True)]
+        small = sum(b * float(r.mean()) / u for b, (r, u) in zip(sizes, self._norms, strict=True))
         squares = sum(b * w * w for b, w in zip(sizes, weights, strict=True))
         unit = sum(b * w for b, w in zip(sizes, weights, strict=True))  # 1, or B of a sum
         small, size, squares = _over_processes(self.model, small, sum(sizes), squares / unit**2)
@@ -352,12 +363,12 @@ def _claim(model: Module) -> None:
 
 
 def _strided(grad: Tensor) -> Tensor:
-    return grad.coalesce().to_dense() if grad.is_sparse else grad
+    grad = grad.coalesce().to_dense() if grad.is_sparse else grad
+    return grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
 
 
 def _norm_squared(tensors: list[Tensor]) -> float:
-    norms = torch._foreach_norm(tensors)
-    return float(torch.stack([n.double() for n in norms]).square().sum())
+    return sum(v * v for v in torch.stack(torch._foreach_norm(tensors)).tolist())
 
 
 def _processes(model: Module) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from torch.utils import _pytree as pytree
+from torch.utils._pytree import tree_leaves as _leaves
 
 from . import attention, per_example
 from ._torch import torch
@@ -66,7 +66,7 @@ class Pass:
 
     def norms_squared(self) -> Tensor:
         """Squared norm (m,) of each example's part of the gradient, float64."""
-        return torch.stack([v.double() for v in self.norms.values()]).sum(0)
+        return torch.stack(list(self.norms.values())).sum(0, dtype=torch.float64)
 
 
 class Watch:
@@ -206,7 +206,7 @@ class Watch:
         self._open = Pass(size, slice(None) if self.trial else self._rows(size), self.trial)
 
     def _size(self, args: Any, kwargs: Any) -> int:
-        for leaf in pytree.tree_leaves((args, kwargs)):
+        for leaf in args if args and isinstance(args[0], torch.Tensor) else _leaves((args, kwargs)):
             if isinstance(leaf, torch.Tensor) and leaf.dim() > self.batch_dim:
                 return int(leaf.shape[self.batch_dim])
         raise ValueError(f"no tensor with a dimension {self.batch_dim} among the model's inputs")
@@ -223,9 +223,8 @@ class Watch:
         if now is None or self._busy:
             return
         self.after()
-        leaves = [v for v in pytree.tree_leaves(output) if isinstance(v, torch.Tensor)]
-        now.output_nodes = [v.grad_fn for v in leaves if v.grad_fn is not None]
         if now.trial:
+            now.output_nodes = [v.grad_fn for v in _leaves(output) if isinstance(v, torch.Tensor)]
             now.call, outputs = per_example.record(args, kwargs, output)
             self._await(now.call, outputs)
         self.passes.append(now)
