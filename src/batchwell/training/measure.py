@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -214,7 +215,7 @@ class Probe:
     def close(self) -> None:
         """Take all hooks off the model."""
         self._watch.remove()
-        _watched.discard(self.model)
+        _watched.difference_update(_with_parameters(self.model))
 
     def __enter__(self) -> Probe:
         return self
@@ -292,32 +293,51 @@ class Probe:
 
     def _verify(self, passes: list[Pass]) -> bool:
         """Whether hooks saw the whole gradient; what they did not is run again from here on."""
+        watch = self._watch
         if _processes(self.model) > 1:
-            self.notes.append(
-                "several processes: the hooks' gradients were not compared with DDP's"
-            )
-            self._watch.trial = False
+            self.notes.append("several processes: what hooks see was not compared with DDP's sum")
+            watch.trial = False
             return True
-        missed = {pid for pid in self._watch.parameters if not self._adds_up(pid, passes)}
-        if not missed:
+        hooks = {pid: [p.sums[pid] for p in passes if pid in p.sums] for pid in watch.parameters}
+        missed = {pid for pid, parts in hooks.items() if not self._adds_up(pid, parts, passes)}
+        whole = self._run_whole(passes)
+        explained = {pid for pid, part in whole.items() if self._adds_up(pid, [part], passes)}
+        if not missed and len(explained) == len(watch.parameters):
             missed = self._mixed_up(passes)
-        again = missed - {k for k, n in self._watch.names.items() if n in self.fallbacks}
-        if missed and not again:
+        elif not missed:
+            self.notes.append(
+                "the loss depends on more than the model's outputs, or the model cannot be run "
+                "again: its layout was not verified"
+            )
+        if lost := missed - explained:
             raise InputError(
-                f"model.{self._watch.names[min(missed)]}",
+                f"model.{watch.names[min(lost, key=list(watch.names).index)]}",
                 "gradient",
                 "has a part that comes from no example (a penalty in the loss: use the optimiser's "
                 "weight_decay), or was clipped, or not zeroed before this step",
             )
-        if again:
-            self._watch.demote(again, "is used outside of the module that holds it")
-            return False
-        self._watch.trial = False
-        return True
+        watch.trial = bool(missed)
+        if missed:
+            watch.demote(missed, "is used outside of the module that holds it")
+        return not missed
 
-    def _adds_up(self, pid: int, passes: list[Pass]) -> bool:
+    def _run_whole(self, passes: list[Pass]) -> dict[int, Tensor]:
+        """The gradient that came through the model's outputs, by running it once more."""
+        out: dict[int, Tensor] = {}
+        if self.dropout == "noise":
+            return out
+        for now in passes:
+            assert now.call is not None
+            with self._watch.unwatched(), suppress(RuntimeError, TypeError):
+                found = per_example.whole_gradient(self.model, now.call)
+                for name, value in found.items():
+                    pid = self._watch.ids[name]
+                    out[pid] = out[pid] + value if pid in out else value
+        return out
+
+    def _adds_up(self, pid: int, parts: list[Tensor], passes: list[Pass]) -> bool:
+        """Whether `parts` sum to the gradient that the optimiser gets."""
         parameter = self._watch.parameters[pid]
-        parts = [p.sums[pid] for p in passes if pid in p.sums]
         if parameter.grad is None or not parameter.requires_grad:
             return True
         grad = _strided(parameter.grad).to(torch.float64)
@@ -329,20 +349,17 @@ class Probe:
     def _mixed_up(self, passes: list[Pass]) -> set[int]:
         """Parameters whose norms of the first examples differ when these are run by themselves."""
         now, watch = passes[0], self._watch
-        if now.call is None or self.dropout == "noise":
-            return set()
-        names = {n: k for k, n in watch.names.items() if k in now.norms}
+        assert now.call is not None
+        names = {n: k for n, k in watch.ids.items() if k in now.norms}
         rows = slice(0, min(2, now.size))
-        watch._busy = True
         try:
-            alone = per_example.gradients(
-                self.model, list(names), now.call, rows, now.size, watch.batch_dim
-            )
+            with watch.unwatched():
+                alone = per_example.gradients(
+                    self.model, list(names), now.call, rows, now.size, watch.batch_dim
+                )
         except (ValueError, RuntimeError):
             self.notes.append("the model cannot be run for one example: its layout is not verified")
             return set()
-        finally:
-            watch._busy = False
         found = set()
         for name, pid in names.items():
             exact = alone[name].flatten(1).double().norm(dim=1)
@@ -354,12 +371,14 @@ class Probe:
 
 
 def _claim(model: Module) -> None:
-    for module in model.modules():
-        if module in _watched:
-            raise InputError(
-                "model", type(model).__name__, "has a probe already: close() that first"
-            )
-    _watched.add(model)
+    modules = _with_parameters(model)
+    if any(module in _watched for module in modules):
+        raise InputError("model", type(model).__name__, "has a probe already: close() that first")
+    _watched.update(modules)
+
+
+def _with_parameters(model: Module) -> list[Module]:
+    return [m for m in model.modules() if m is model or m._parameters]
 
 
 def _strided(grad: Tensor) -> Tensor:

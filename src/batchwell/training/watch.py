@@ -8,12 +8,11 @@ first batch passes, and run again for single examples (`per_example`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-
-from torch.utils._pytree import tree_leaves as _leaves
 
 from . import attention, per_example
 from ._torch import torch
@@ -32,6 +31,7 @@ from .norms import (
 Tensor = Any
 Module = Any
 nn = torch.nn
+_leaves = per_example.pytree.tree_leaves
 # Rules that do not care how many dimensions lie between the examples and the features.
 _ANY_SHAPE = (linear, embedding, layer_norm, rms_norm)
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -84,6 +84,7 @@ class Watch:
         self.model, self.examples, self.batch_dim = model, examples, batch_dim
         self.parameters = {id(p): p for p in model.parameters() if p.requires_grad}
         self.names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+        self.ids = {name: pid for pid, name in self.names.items()}
         self.active = self.trial = True
         self.offset = 0
         self.passes: list[Pass] = []
@@ -329,6 +330,15 @@ class Watch:
 
     # ---- from uses to norms ----
 
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Run the model without hooks looking."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
     def _collect(self, now: Pass, pid: int, use: Use) -> None:
         now.uses.setdefault(pid, []).append(use)
         now.pending[pid] -= 1
@@ -346,14 +356,10 @@ class Watch:
     def take(self) -> list[Pass] | None:
         """The passes since the last call, worked out; None if the layout had to change."""
         passes, self.passes = self.passes, []
-        self._busy = True
-        try:
-            with torch.no_grad():
-                for now in passes:
-                    for work in now.deferred:
-                        work()
-                    for pid in list(now.uses):  # uses whose gradient never came
-                        self._finish(now, pid)
-        finally:
-            self._busy = False
+        with self.unwatched(), torch.no_grad():
+            for now in passes:
+                for work in now.deferred:
+                    work()
+                for pid in list(now.uses):  # uses whose gradient never came
+                    self._finish(now, pid)
         return None if self._demote_lost() else passes
