@@ -13,11 +13,16 @@ Module = Any
 nn = torch.nn
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 _DROPOUTS = nn.modules.dropout._DropoutNd
+_RANDOM = (_DROPOUTS, nn.RNNBase, nn.MultiheadAttention)
 _DEPTH = 64  # nodes between a loss and the model's output
 
 
-def check_model(model: Module, *, dropout: str = "refuse") -> None:
+def check_model(model: Module, *, dropout: str = "refuse") -> dict[str, Module]:
     """Refuse a model whose gradient is no mean over examples, or differs each time.
+
+    Returns
+    -------
+    The modules that would be refused in train mode, by name, for `check_modes`.
 
     Raises
     ------
@@ -34,32 +39,38 @@ def check_model(model: Module, *, dropout: str = "refuse") -> None:
         raise InputError("model", "DataParallel", "use DistributedDataParallel instead")
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError("model", type(model).__name__, "must have a parameter that is trained")
-    for name, module in model.named_modules():
+    watched = {n: m for n, m in model.named_modules() if isinstance(m, (_BATCH_NORMS, *_RANDOM))}
+    check_modes(watched, dropout)
+    return watched
+
+
+def check_modes(modules: dict[str, Module], dropout: str) -> None:
+    """Refuse those of `modules` that are in a mode that cannot be measured."""
+    for name, module in modules.items():
         what = type(module).__name__
-        if isinstance(module, _BATCH_NORMS) and (module.training or module.running_mean is None):
-            raise InputError(
-                f"model.{name}",
-                what,
-                "in train mode makes examples depend on each other: call eval() on it or use "
-                "GroupNorm",
-            )
-        if dropout == "refuse" and _draws(module):
+        if isinstance(module, _BATCH_NORMS):
+            if module.training or module.running_mean is None:
+                raise InputError(
+                    f"model.{name}",
+                    what,
+                    "in train mode makes examples depend on each other: call eval() on it or use "
+                    "GroupNorm",
+                )
+        elif dropout == "refuse" and _draws(module):
             raise InputError(
                 f"model.{name}",
                 what,
                 "makes the forward random: set its dropout to 0, call eval(), or count it as "
                 'gradient noise with dropout="noise"',
             )
-        if isinstance(module, nn.MultiheadAttention) and module.training and module.dropout:
+        elif isinstance(module, nn.MultiheadAttention) and _draws(module):
             raise InputError(f"model.{name}", what, "draws its own dropout: set its dropout to 0")
 
 
 def _draws(module: Module) -> bool:
-    if not module.training:
-        return False
     if isinstance(module, _DROPOUTS):
-        return module.p > 0
-    return isinstance(module, nn.RNNBase | nn.MultiheadAttention) and module.dropout > 0
+        return bool(module.training and module.p > 0)
+    return bool(module.training and module.dropout > 0)
 
 
 def check_forward(before: Tensor, dropout: str) -> None:
@@ -94,30 +105,32 @@ def check_loss(loss: Any, step: int, batch_size: int) -> float:
 
 
 def reduction_of(loss: Tensor, outputs: list[Any]) -> str | None:
-    """ "mean" or "sum" as the graph from `loss` down to the model's `outputs` shows, or None.
+    """How `loss` is reduced, as the graph from it down to the model's `outputs` shows.
 
-    None where a sum is scaled on the way (summed, then divided by the batch size: a mean), and
-    where no reduction is found.
+    Returns
+    -------
+    "mean", "sum", or None where a sum is scaled on the way (it may have been divided by the batch
+    size, and be a mean) and where no reduction is found.
     """
     path = _path(getattr(loss, "grad_fn", None), outputs)
-    scaled = False
-    kinds = []
+    scaled, found = False, None
     for node in path:
         name = node.name()
         number = getattr(node, "_saved_reduction", None)
         if name.startswith("MeanBackward") or number == 1:
             return "mean"
-        if (name.startswith("SumBackward") or number == 2) and not kinds:
-            kinds.append("sum")
+        if found is None and (name.startswith("SumBackward") or number == 2):
             if scaled:
                 return None
+            found = "sum"
         scaled = scaled or name in ("DivBackward0", "MulBackward0")
-    return kinds[0] if kinds else None
+    return found
 
 
 def _path(start: Any, ends: list[Any]) -> list[Any]:
     """Nodes from `start` to the first of `ends` that is met, depth first."""
-    stack, seen = [(start, [])], set()
+    stack: list[tuple[Any, list[Any]]] = [(start, [])]
+    seen: set[Any] = set()
     while stack:
         node, path = stack.pop()
         if node is None or node in seen or len(path) > _DEPTH:

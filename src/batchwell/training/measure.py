@@ -8,19 +8,26 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
 from ..errors import Divergence, InputError, RunError, finite, one_of, whole
 from . import per_example
 from ._torch import torch
-from .checks import check_forward, check_loss, check_model, check_reduction, reduction_of
+from .checks import (
+    check_forward,
+    check_loss,
+    check_model,
+    check_modes,
+    check_reduction,
+    reduction_of,
+)
 from .noise import (
     SAMPLING_MODES,
     GradientNoise,
     StepNoise,
     combine,
-    noise_factor,
     solve_step,
     weight_factor,
 )
@@ -115,7 +122,7 @@ class Probe:
         self.every, self.window = whole("every", every), whole("window", window)
         self.weight_decay = finite("weight_decay", weight_decay)
         self.dropout = dropout
-        check_model(model, dropout=dropout)
+        self._modes = check_model(model, dropout=dropout)
         _claim(model)
         count = None if examples is None else whole("examples", examples, 2)
         self._watch = Watch(model, count, whole("batch_dim", batch_dim, 0))
@@ -123,10 +130,15 @@ class Probe:
         self._generator_state: Tensor = None
         self._rows: deque[StepNoise] = deque(maxlen=self.window)
         self.steps = 0
-        self.example_norms_squared: Tensor | None = None
+        self._norms: list[tuple[Tensor, float]] = []
         self.notes: list[str] = []
 
     # ---- what the user calls ----
+
+    @property
+    def example_norms_squared(self) -> Tensor:
+        """|g_i|^2 (m,), float64, of the examples looked at in the last measured step."""
+        return torch.cat([norms / unit for norms, unit in self._norms])
 
     @property
     def fallbacks(self) -> dict[str, str]:
@@ -203,7 +215,7 @@ class Probe:
     def close(self) -> None:
         """Take all hooks off the model."""
         self._watch.remove()
-        _watched.discard(self.model)
+        _watched.difference_update(_with_parameters(self.model))
 
     def __enter__(self) -> Probe:
         return self
@@ -214,7 +226,7 @@ class Probe:
     # ---- one step ----
 
     def _before_forward(self) -> None:
-        check_model(self.model, dropout=self.dropout)
+        check_modes(self._modes, self.dropout)
         if self._watch.trial:
             self._generator_state = torch.get_rng_state()
 
@@ -246,9 +258,9 @@ class Probe:
     def _row(self, passes: list[Pass], step: int, scale: float) -> StepNoise:
         sizes = [p.size for p in passes]
         weights = self._weights(sizes)
-        raw = [p.norms_squared() / (w * scale) ** 2 for p, w in zip(passes, weights, strict=True)]
-        self.example_norms_squared = torch.cat(raw)
-        small = sum(b * float(r.mean()) for b, r in zip(sizes, raw, strict=True))
+        raw = [p.norms_squared() for p in passes]
+        self._norms = [(r, (w * scale) ** 2) for r, w in zip(raw, weights, strict=True)]
+        small = sum(b * float(r.mean()) / u for b, (r, u) in zip(sizes, self._norms, strict=True))
         squares = sum(b * w * w for b, w in zip(sizes, weights, strict=True))
         unit = sum(b * w for b, w in zip(sizes, weights, strict=True))  # 1, or B of a sum
         small, size, squares = _over_processes(self.model, small, sum(sizes), squares / unit**2)
@@ -281,32 +293,51 @@ class Probe:
 
     def _verify(self, passes: list[Pass]) -> bool:
         """Whether hooks saw the whole gradient; what they did not is run again from here on."""
+        watch = self._watch
         if _processes(self.model) > 1:
-            self.notes.append(
-                "several processes: the hooks' gradients were not compared with DDP's"
-            )
-            self._watch.trial = False
+            self.notes.append("several processes: what hooks see was not compared with DDP's sum")
+            watch.trial = False
             return True
-        missed = {pid for pid in self._watch.parameters if not self._adds_up(pid, passes)}
-        if not missed:
+        hooks = {pid: [p.sums[pid] for p in passes if pid in p.sums] for pid in watch.parameters}
+        missed = {pid for pid, parts in hooks.items() if not self._adds_up(pid, parts, passes)}
+        whole = self._run_whole(passes)
+        explained = {pid for pid, part in whole.items() if self._adds_up(pid, [part], passes)}
+        if not missed and len(explained) == len(watch.parameters):
             missed = self._mixed_up(passes)
-        again = missed - {k for k, n in self._watch.names.items() if n in self.fallbacks}
-        if missed and not again:
+        elif not missed:
+            self.notes.append(
+                "the loss depends on more than the model's outputs, or the model cannot be run "
+                "again: its layout was not verified"
+            )
+        if lost := missed - explained:
             raise InputError(
-                f"model.{self._watch.names[min(missed)]}",
+                f"model.{watch.names[min(lost, key=list(watch.names).index)]}",
                 "gradient",
                 "has a part that comes from no example (a penalty in the loss: use the optimiser's "
                 "weight_decay), or was clipped, or not zeroed before this step",
             )
-        if again:
-            self._watch.demote(again, "is used outside of the module that holds it")
-            return False
-        self._watch.trial = False
-        return True
+        watch.trial = bool(missed)
+        if missed:
+            watch.demote(missed, "is used outside of the module that holds it")
+        return not missed
 
-    def _adds_up(self, pid: int, passes: list[Pass]) -> bool:
+    def _run_whole(self, passes: list[Pass]) -> dict[int, Tensor]:
+        """The gradient that came through the model's outputs, by running it once more."""
+        out: dict[int, Tensor] = {}
+        if self.dropout == "noise":
+            return out
+        for now in passes:
+            assert now.call is not None
+            with self._watch.unwatched(), suppress(RuntimeError, TypeError):
+                found = per_example.whole_gradient(self.model, now.call)
+                for name, value in found.items():
+                    pid = self._watch.ids[name]
+                    out[pid] = out[pid] + value if pid in out else value
+        return out
+
+    def _adds_up(self, pid: int, parts: list[Tensor], passes: list[Pass]) -> bool:
+        """Whether `parts` sum to the gradient that the optimiser gets."""
         parameter = self._watch.parameters[pid]
-        parts = [p.sums[pid] for p in passes if pid in p.sums]
         if parameter.grad is None or not parameter.requires_grad:
             return True
         grad = _strided(parameter.grad).to(torch.float64)
@@ -318,20 +349,17 @@ class Probe:
     def _mixed_up(self, passes: list[Pass]) -> set[int]:
         """Parameters whose norms of the first examples differ when these are run by themselves."""
         now, watch = passes[0], self._watch
-        if now.call is None or self.dropout == "noise":
-            return set()
-        names = {n: k for k, n in watch.names.items() if k in now.norms}
+        assert now.call is not None
+        names = {n: k for n, k in watch.ids.items() if k in now.norms}
         rows = slice(0, min(2, now.size))
-        watch._busy = True
         try:
-            alone = per_example.gradients(
-                self.model, list(names), now.call, rows, now.size, watch.batch_dim
-            )
+            with watch.unwatched():
+                alone = per_example.gradients(
+                    self.model, list(names), now.call, rows, now.size, watch.batch_dim
+                )
         except (ValueError, RuntimeError):
             self.notes.append("the model cannot be run for one example: its layout is not verified")
             return set()
-        finally:
-            watch._busy = False
         found = set()
         for name, pid in names.items():
             exact = alone[name].flatten(1).double().norm(dim=1)
@@ -343,21 +371,23 @@ class Probe:
 
 
 def _claim(model: Module) -> None:
-    for module in model.modules():
-        if module in _watched:
-            raise InputError(
-                "model", type(model).__name__, "has a probe already: close() that first"
-            )
-    _watched.add(model)
+    modules = _with_parameters(model)
+    if any(module in _watched for module in modules):
+        raise InputError("model", type(model).__name__, "has a probe already: close() that first")
+    _watched.update(modules)
+
+
+def _with_parameters(model: Module) -> list[Module]:
+    return [m for m in model.modules() if m is model or m._parameters]
 
 
 def _strided(grad: Tensor) -> Tensor:
-    return grad.coalesce().to_dense() if grad.is_sparse else grad
+    grad = grad.coalesce().to_dense() if grad.is_sparse else grad
+    return grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
 
 
 def _norm_squared(tensors: list[Tensor]) -> float:
-    norms = torch._foreach_norm(tensors)
-    return float(torch.stack([n.double() for n in norms]).square().sum())
+    return sum(v * v for v in torch.stack(torch._foreach_norm(tensors)).tolist())
 
 
 def _processes(model: Module) -> int:

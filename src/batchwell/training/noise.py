@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -230,7 +231,7 @@ def combine(
 ) -> GradientNoise:
     """The noise that several steps say together, with intervals.
 
-    Means of the steps with Student's t intervals; the ratio with Fieller's interval, which
+    Means of the steps with Student's t intervals (of the logarithm for tr Sigma); the ratio with Fieller's interval, which
     stays right, and becomes one-sided, where |grad F|^2 is not told from zero. Steps are taken as
     independent. Those of one epoch are less spread than that, and a drift of the
     parameters adds to their spread: both make the intervals wider than need be, not narrower.
@@ -261,10 +262,7 @@ def combine(
     if len(rows) == 1:
         spread, quantile = np.full((2, 2), math.inf), math.inf
     else:
-        from scipy.stats import t as student
-
-        spread = np.cov(pairs.T) / len(rows)
-        quantile = float(student.ppf(0.5 + level / 2, len(rows) - 1))
+        spread, quantile = np.cov(pairs.T) / len(rows), _quantile(level, len(rows) - 1)
     size = sum(r.batch_size for r in rows)
     return GradientNoise(
         *_estimates(mean, spread, quantile, len(rows), method, level),
@@ -276,6 +274,13 @@ def combine(
     )
 
 
+@lru_cache(maxsize=256)
+def _quantile(level: float, degrees: int) -> float:
+    from scipy.stats import t as student
+
+    return float(student.ppf(0.5 + level / 2, degrees))
+
+
 def _estimates(
     mean: np.ndarray, spread: np.ndarray, quantile: float, n: int, method: str, level: float
 ) -> tuple[Estimate, Estimate, Estimate]:
@@ -283,20 +288,29 @@ def _estimates(
     errors = [math.sqrt(v) for v in np.diag(spread)]
     notes = (_MOVING,) if n > 1 else ("one step alone: it says nothing on its own error",)
     how = f"{method}, t interval over steps"
-    square, trace = (
-        Estimate(
-            float(v),
-            e,
-            (float(v) - quantile * e, float(v) + quantile * e),
-            unit,
-            how,
-            n,
-            notes=notes,
-            level=level,
-        )
-        for v, e, unit in zip(mean, errors, ("loss^2", "loss^2"), strict=True)
+    low, high = float(mean[0]) - quantile * errors[0], float(mean[0]) + quantile * errors[0]
+    square = Estimate(
+        float(mean[0]), errors[0], (low, high), "loss^2", how, n, notes=notes, level=level
+    )
+    trace = Estimate(
+        float(mean[1]),
+        errors[1],
+        _positive_interval(float(mean[1]), errors[1], quantile),
+        "loss^2",
+        f"{how} of the logarithm",
+        n,
+        notes=notes,
+        level=level,
     )
     return square, trace, _scale(square, trace, float(spread[0, 1]), quantile, method)
+
+
+def _positive_interval(value: float, stderr: float, quantile: float) -> tuple[float, float]:
+    """Of the logarithm: sums of squares are skewed, and a plain interval would cover too little."""
+    if value <= 0 or not math.isfinite(stderr):
+        return 0.0, math.inf
+    spread = math.exp(min(quantile * stderr / value, 700.0))
+    return value / spread, value * spread
 
 
 def _scale(

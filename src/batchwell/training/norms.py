@@ -59,8 +59,8 @@ def norms_squared(uses: Sequence[Use], shape: Sequence[int]) -> Tensor:
     outers = [use for use in uses if isinstance(use, Outer)]
     if len(outers) == len(uses) and _gram_is_cheaper(outers, shape):
         return _gram(outers)
-    # flatten(1) of a vector of biases is itself: one path for every shape.
-    return _squares(sum_of(uses, shape).flatten(1))
+    rows = sum_of(uses, shape)
+    return _squares(rows if rows.dim() == 2 else rows.flatten(1))
 
 
 def sum_of(uses: Sequence[Use], shape: Sequence[int]) -> Tensor:
@@ -138,13 +138,11 @@ def _dense(use: Use, shape: Sequence[int]) -> Tensor:
 
 def linear(module: Module, x: Tensor, grad: Tensor) -> Uses:
     """`nn.Linear`, on vectors or on sequences of any shape."""
+    if x.dim() == 2:
+        return {"weight": Outer(grad[:, None], x[:, None]), "bias": Dense(grad)}
     m = x.shape[0]
     left, right = grad.reshape(m, -1, grad.shape[-1]), x.reshape(m, -1, x.shape[-1])
-    return {"weight": Outer(left, right), "bias": Dense(_over_time(left))}
-
-
-def _over_time(grad: Tensor) -> Tensor:
-    return grad[:, 0] if grad.shape[1] == 1 else grad.sum(1)
+    return {"weight": Outer(left, right), "bias": Dense(left.sum(1))}
 
 
 def convolution(module: Module, x: Tensor, grad: Tensor) -> Uses:

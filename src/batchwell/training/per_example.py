@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
-
 from ._torch import torch
+
+from torch.nn.attention import SDPBackend, sdpa_kernel  # isort: skip
+from torch.utils import _pytree as pytree  # isort: skip
 
 Tensor = Any
 Module = Any
@@ -82,6 +82,22 @@ def gradients(
     leaves = [_rows(v, a, rows) for v, a in zip(call.leaves, axes, strict=True)]
     cotangents = [_rows(v, a, rows) for v, a in zip(call.cotangents, out_axes, strict=True)]
     return _for_each(one, wanted, leaves, axes, cotangents, out_axes)
+
+
+def whole_gradient(module: Module, call: Call) -> dict[str, Tensor]:
+    """The batch's gradient of each trained parameter, by one more forward and backward.
+
+    Random numbers that the forward draws are put back.
+    """
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    buffers = {n: v.clone() for n, v in module.named_buffers()}
+    args, kwargs = pytree.tree_unflatten(call.leaves, call.spec)
+    with torch.random.fork_rng(), torch.enable_grad():
+        outputs = _tensors(torch.func.functional_call(module, buffers, args, kwargs))
+        pairs = [(o, c) for o, c in zip(outputs, call.cotangents, strict=True) if c is not None]
+        ends, cotangents = ([v[k] for v in pairs] for k in (0, 1))
+        found = torch.autograd.grad(ends, list(trained.values()), cotangents, allow_unused=True)
+    return {n: g for n, g in zip(trained, found, strict=True) if g is not None}
 
 
 def _aliases(own: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> dict[str, Tensor]:

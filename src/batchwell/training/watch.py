@@ -8,12 +8,11 @@ first batch passes, and run again for single examples (`per_example`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-
-from torch.utils import _pytree as pytree
 
 from . import attention, per_example
 from ._torch import torch
@@ -32,6 +31,7 @@ from .norms import (
 Tensor = Any
 Module = Any
 nn = torch.nn
+_leaves = per_example.pytree.tree_leaves
 # Rules that do not care how many dimensions lie between the examples and the features.
 _ANY_SHAPE = (linear, embedding, layer_norm, rms_norm)
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -66,7 +66,7 @@ class Pass:
 
     def norms_squared(self) -> Tensor:
         """Squared norm (m,) of each example's part of the gradient, float64."""
-        return torch.stack([v.double() for v in self.norms.values()]).sum(0)
+        return torch.stack(list(self.norms.values())).sum(0, dtype=torch.float64)
 
 
 class Watch:
@@ -84,6 +84,7 @@ class Watch:
         self.model, self.examples, self.batch_dim = model, examples, batch_dim
         self.parameters = {id(p): p for p in model.parameters() if p.requires_grad}
         self.names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+        self.ids = {name: pid for pid, name in self.names.items()}
         self.active = self.trial = True
         self.offset = 0
         self.passes: list[Pass] = []
@@ -206,7 +207,7 @@ class Watch:
         self._open = Pass(size, slice(None) if self.trial else self._rows(size), self.trial)
 
     def _size(self, args: Any, kwargs: Any) -> int:
-        for leaf in pytree.tree_leaves((args, kwargs)):
+        for leaf in args if args and isinstance(args[0], torch.Tensor) else _leaves((args, kwargs)):
             if isinstance(leaf, torch.Tensor) and leaf.dim() > self.batch_dim:
                 return int(leaf.shape[self.batch_dim])
         raise ValueError(f"no tensor with a dimension {self.batch_dim} among the model's inputs")
@@ -223,9 +224,8 @@ class Watch:
         if now is None or self._busy:
             return
         self.after()
-        leaves = [v for v in pytree.tree_leaves(output) if isinstance(v, torch.Tensor)]
-        now.output_nodes = [v.grad_fn for v in leaves if v.grad_fn is not None]
         if now.trial:
+            now.output_nodes = [v.grad_fn for v in _leaves(output) if isinstance(v, torch.Tensor)]
             now.call, outputs = per_example.record(args, kwargs, output)
             self._await(now.call, outputs)
         self.passes.append(now)
@@ -330,6 +330,15 @@ class Watch:
 
     # ---- from uses to norms ----
 
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Run the model without hooks looking."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
     def _collect(self, now: Pass, pid: int, use: Use) -> None:
         now.uses.setdefault(pid, []).append(use)
         now.pending[pid] -= 1
@@ -347,14 +356,10 @@ class Watch:
     def take(self) -> list[Pass] | None:
         """The passes since the last call, worked out; None if the layout had to change."""
         passes, self.passes = self.passes, []
-        self._busy = True
-        try:
-            with torch.no_grad():
-                for now in passes:
-                    for work in now.deferred:
-                        work()
-                    for pid in list(now.uses):  # uses whose gradient never came
-                        self._finish(now, pid)
-        finally:
-            self._busy = False
+        with self.unwatched(), torch.no_grad():
+            for now in passes:
+                for work in now.deferred:
+                    work()
+                for pid in list(now.uses):  # uses whose gradient never came
+                    self._finish(now, pid)
         return None if self._demote_lost() else passes
