@@ -12,6 +12,7 @@ from ..errors import BatchwellError
 from .exit import exit_times
 from .problems import problems
 from .study import new, study
+from .train_report import train_report
 from .weak import weak
 
 
@@ -44,5 +45,5 @@ def main(debug: bool) -> None:
     """What batch size and learning rate do to SGD on a nonconvex loss."""
 
 
-for command in (study, new, problems, weak, exit_times):
+for command in (study, new, problems, weak, exit_times, train_report):
     main.add_command(command)

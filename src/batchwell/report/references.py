@@ -115,6 +115,18 @@ BIBLIOGRAPHY: Mapping[str, Reference] = {
         "International Conference on Learning Representations (2018)",
         "growing the batch during training",
     ),
+    "mccandlish": Reference(
+        "S. McCandlish, J. Kaplan, D. Amodei, OpenAI Dota Team",
+        "An empirical model of large-batch training",
+        "arXiv:1812.06162 (2018)",
+        "the gradient noise scale",
+    ),
+    "fieller": Reference(
+        "E. C. Fieller",
+        "Some problems in interval estimation",
+        "Journal of the Royal Statistical Society B 16 (1954), 175-185",
+        "intervals of ratios of means",
+    ),
     "salmon": Reference(
         "J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw",
         "Parallel random numbers: as easy as 1, 2, 3",

@@ -1,0 +1,326 @@
+"""The roster of batch-size schedules: planned by the clock, or driven by what is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from itertools import pairwise
+from typing import Any
+
+from ..errors import finite, one_of, positive, require, whole
+from .schedule import Options, Reading, Rule, Schedule, State, examples_of
+
+
+def _options(given: Mapping[str, Any], **defaults: Any) -> Options:
+    known = [item.name for item in fields(Options)]
+    for key in given:
+        one_of("option", key, known)
+    merged = {**defaults, **given}
+    if "warmup" in merged:
+        merged["warmup"] = examples_of("warmup", merged["warmup"])
+    return Options(**merged)
+
+
+def _planned(
+    name: str,
+    settings: Mapping[str, Any],
+    options: Options,
+    size_at: Callable[[int], float],
+    ends: Sequence[float],
+    listed: Sequence[int],
+) -> Schedule:
+    """A schedule that looks at the clock alone; `ends` are sizes in the order they come."""
+    for before, after in pairwise(ends):
+        require(
+            options.may_shrink or after >= before,
+            "schedule",
+            f"{name}: {before:g} -> {after:g}",
+            "shrinks; say may_shrink=True if that is meant",
+        )
+
+    def rule(state: State, reading: Reading, size: int) -> tuple[State, float]:
+        return state, size_at(reading.examples)
+
+    known = frozenset[str]()
+    first, peak = size_at(0), max(ends)
+    return Schedule(name, dict(settings), options, first, peak, tuple(listed), known, {}, rule)
+
+
+def _measured(
+    name: str,
+    settings: Mapping[str, Any],
+    options: Options,
+    needs: set[str],
+    start: State,
+    rule: Rule,
+) -> Schedule:
+    first = int(settings["batch_size"])
+    known = frozenset(needs)
+    return Schedule(name, dict(settings), options, first, None, (first,), known, start, rule)
+
+
+def constant(batch_size: int, **options: Any) -> Schedule:
+    """One size throughout."""
+    size = whole("batch_size", batch_size)
+    chosen = _options(options)
+    return _planned("constant", {"batch_size": size}, chosen, lambda _: size, [size], [size])
+
+
+def parse_steps(plan: str, tokens_per_example: int = 1) -> list[tuple[int, int]]:
+    """(position in examples, batch size) of each step of a plan such as "0:256 20M:1024".
+
+    Raises
+    ------
+    InputError
+        The plan does not begin at 0, its positions do not rise, or an entry is no
+        ``position:size``.
+    """
+    out: list[tuple[int, int]] = []
+    for entry in plan.replace(",", " ").split():
+        place, colon, size = entry.partition(":")
+        require(bool(colon), "schedule", plan, f"entry {entry!r} must look like 20M:1024")
+        position = -(-examples_of("schedule", place) // tokens_per_example)
+        require(
+            not out or position > out[-1][0], "schedule", plan, f"position of {entry!r} must rise"
+        )
+        out.append((position, whole("schedule", examples_of("schedule", size))))
+    require(bool(out) and out[0][0] == 0, "schedule", plan, "must begin at 0, as in '0:256'")
+    return out
+
+
+def steps(
+    plan: str, *, unit: str = "examples", tokens_per_example: int = 1, **options: Any
+) -> Schedule:
+    """Sizes by a plan "position:size ...", positions in examples or tokens, sizes in examples.
+
+    Parameters
+    ----------
+    plan
+        For example ``"0:256 20M:1024"``.
+    unit
+        "examples" or "tokens"; with "tokens" give `tokens_per_example`, such as the length of
+        the sequences.
+
+    Examples
+    --------
+    >>> from batchwell.training import preview
+    >>> print(preview(steps("0:256 20M:1024"), "40M"))
+    examples  batch_size  learning_rate  updates
+           0         256              1        0
+    20000000        1024              1    78125
+    40000000        1024              1    97657
+    """
+    one_of("unit", unit, ("examples", "tokens"))
+    whole("tokens_per_example", tokens_per_example)
+    require(
+        unit == "tokens" or tokens_per_example == 1,
+        "unit",
+        unit,
+        "tokens_per_example needs unit='tokens'",
+    )
+    table = parse_steps(plan, tokens_per_example)
+
+    def size_at(examples: int) -> float:
+        return [size for position, size in table if position <= examples][-1]
+
+    settings = {"plan": plan, "unit": unit, "tokens_per_example": tokens_per_example}
+    sizes = [size for _, size in table]
+    return _planned("steps", settings, _options(options), size_at, sizes, sizes)
+
+
+def geometric(
+    batch_size: int, *, factor: float = 2.0, every: int | str, **options: Any
+) -> Schedule:
+    """Multiplied by `factor` after each stretch of `every` examples."""
+    first, ratio = whole("batch_size", batch_size), positive("factor", factor)
+    stretch = whole("every", examples_of("every", every))
+    chosen = _options(options)
+    top = math.inf if ratio > 1 else first
+    ends = [first, top if chosen.cap is None else min(top, chosen.cap)]
+    require(
+        ratio >= 1 or chosen.may_shrink,
+        "factor",
+        factor,
+        "below 1 shrinks; say may_shrink=True if that is meant",
+    )
+
+    def size_at(examples: int) -> float:
+        # A cap is reached long before the power leaves the floats.
+        return first * ratio ** min(examples // stretch, 1000.0 / max(abs(math.log2(ratio)), 1.0))
+
+    settings = {"batch_size": first, "factor": ratio, "every": stretch}
+    return _planned("geometric", settings, chosen, size_at, ends, [first])
+
+
+def _ramp(
+    name: str,
+    shape: Callable[[float], float],
+    batch_size: int,
+    to: int,
+    over: int | str,
+    options: Mapping[str, Any],
+) -> Schedule:
+    first, last = whole("batch_size", batch_size), whole("to", to)
+    length = whole("over", examples_of("over", over))
+
+    def size_at(examples: int) -> float:
+        return first + (last - first) * shape(min(examples / length, 1.0))
+
+    settings = {"batch_size": first, "to": last, "over": length}
+    return _planned(name, settings, _options(options), size_at, [first, last], [first, last])
+
+
+def linear(batch_size: int, *, to: int, over: int | str, **options: Any) -> Schedule:
+    """From `batch_size` to `to` along a line over `over` examples, then `to`."""
+    return _ramp("linear", lambda s: s, batch_size, to, over, options)
+
+
+def cosine(batch_size: int, *, to: int, over: int | str, **options: Any) -> Schedule:
+    """From `batch_size` to `to` along half a cosine over `over` examples, then `to`."""
+    return _ramp("cosine", lambda s: (1 - math.cos(math.pi * s)) / 2, batch_size, to, over, options)
+
+
+def plateau(
+    batch_size: int,
+    *,
+    factor: float = 5.0,
+    patience: int | str,
+    min_delta: float = 1e-3,
+    **options: Any,
+) -> Schedule:
+    """Multiplied by `factor` when the loss has not fallen for `patience` examples.
+
+    The loss is averaged over a fifth of `patience` at a time, and has fallen when it is below the
+    best such mean by more than the share `min_delta`.
+    """
+    first, ratio = whole("batch_size", batch_size), positive("factor", factor)
+    require(ratio > 1, "factor", factor, "must be above 1")
+    wait = whole("patience", examples_of("patience", patience), 5)
+    share = finite("min_delta", min_delta)
+
+    def rule(state: State, reading: Reading, size: int) -> tuple[State, float]:
+        mean, state = _window_mean(state, reading, wait / 5)
+        if mean is None:
+            return state, size
+        if state["best"] is None or mean < state["best"] - share * abs(state["best"]):
+            return {**state, "best": mean, "since": reading.examples}, size
+        if reading.examples - state["since"] < wait:
+            return state, size
+        return {**state, "since": reading.examples}, size * ratio
+
+    settings = {"batch_size": first, "factor": ratio, "patience": wait, "min_delta": share}
+    start = {**_EMPTY_WINDOW, "best": None, "since": 0}
+    return _measured("plateau", settings, _options(options), {"loss"}, start, rule)
+
+
+_EMPTY_WINDOW: dict[str, Any] = {"sum": 0.0, "examples": 0, "opened": 0}
+
+
+def _window_mean(state: State, reading: Reading, window: float) -> tuple[float | None, State]:
+    """Mean loss of the window that this reading closes, or None while it is open."""
+    if reading.loss is None:
+        return None, state
+    weight = max(reading.batch_examples, 1)
+    total, count = state["sum"] + reading.loss * weight, state["examples"] + weight
+    if reading.examples - state["opened"] < window:
+        return None, {**state, "sum": total, "examples": count}
+    return total / count, {**state, **_EMPTY_WINDOW, "opened": reading.examples}
+
+
+def noise_scale(batch_size: int, *, ratio: float = 1.0, **options: Any) -> Schedule:
+    """The measured gradient noise scale tr Sigma / abs(grad F)^2 times `ratio`.
+
+    Where the scale is not determined, because the gradient cannot be told from zero, the lower
+    end of its interval is wanted: all that is known is that the scale is no less. `hysteresis` is
+    1.5 unless given. McCandlish et al., arXiv 1812.06162, eq. (2.9).
+    """
+    first, share = whole("batch_size", batch_size), positive("ratio", ratio)
+
+    def rule(state: State, reading: Reading, size: int) -> tuple[State, float]:
+        if reading.noise is None:
+            return state, size
+        scale = reading.noise.gradient_noise_scale
+        wanted = scale.value if scale.determined else scale.interval[0]
+        return state, share * wanted if math.isfinite(wanted) else size
+
+    settings = {"batch_size": first, "ratio": share}
+    return _measured(
+        "noise_scale", settings, _options(options, hysteresis=1.5), {"noise"}, {}, rule
+    )
+
+
+def variance_to_progress(
+    batch_size: int,
+    *,
+    factor: float = 2.0,
+    total: int | str | None = None,
+    window: float = 0.05,
+    **options: Any,
+) -> Schedule:
+    """Multiplied by `factor` once the noise holds up more loss than progress will still win.
+
+    Noise of variance Sigma / B holds the loss up by eta tr Sigma / (4 B) (at a minimum, eta
+    small: H C + C H = eta Sigma / B gives tr(H C) / 2); a `factor` times larger batch lowers that,
+    and lowers the progress for each example, by the same share 1 - 1/`factor`. So the size grows
+    when eta tr Sigma / (4 B) exceeds the loss that will be won, at the rate seen in the last two
+    windows, over the examples to come.
+
+    Parameters
+    ----------
+    total
+        Examples of the whole training. Without it the examples to come are taken to be as many
+        as those seen.
+    window
+        Length over which the loss is averaged, as a share of `total` (or of the examples seen).
+    """
+    first, ratio = whole("batch_size", batch_size), positive("factor", factor)
+    require(ratio > 1, "factor", factor, "must be above 1")
+    share = positive("window", window)
+    require(share < 1, "window", window, "must be a share below 1")
+    end = None if total is None else whole("total", examples_of("total", total))
+
+    def rule(state: State, reading: Reading, size: int) -> tuple[State, float]:
+        if reading.noise is not None and math.isfinite(reading.noise.noise_trace.value):
+            state = {**state, "noise_trace": max(reading.noise.noise_trace.value, 0.0)}
+        length = max(share * (reading.examples if end is None else end), 10.0 * size)
+        mean, state = _window_mean(state, reading, length)
+        if mean is None or reading.learning_rate is None:
+            return state, size
+        before, at = state["mean"], state["at"]
+        state = {**state, "mean": mean, "at": reading.examples}
+        if before is None or state["noise_trace"] is None:
+            return state, size
+        to_come = reading.examples if end is None else max(end - reading.examples, 0)
+        progress = (before - mean) / (reading.examples - at) * to_come
+        held = reading.learning_rate * state["noise_trace"] / (4 * size)
+        if held <= progress:
+            return state, size
+        # Progress is to be seen at the new size: the old mean says nothing about it.
+        return {**state, "mean": None, "at": None}, size * ratio
+
+    settings = {"batch_size": first, "factor": ratio, "total": end, "window": share}
+    start = {**_EMPTY_WINDOW, "mean": None, "at": None, "noise_trace": None}
+    needs = {"loss", "noise"}
+    return _measured("variance_to_progress", settings, _options(options), needs, start, rule)
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "constant": constant,
+    "steps": steps,
+    "geometric": geometric,
+    "linear": linear,
+    "cosine": cosine,
+    "plateau": plateau,
+    "noise_scale": noise_scale,
+    "variance_to_progress": variance_to_progress,
+}
+
+
+def as_schedule(given: Schedule | str | int) -> Schedule:
+    """A schedule out of what a user may write: itself, a plan "0:256 20M:1024", or one size."""
+    if isinstance(given, Schedule):
+        return given
+    if isinstance(given, str):
+        return steps(given)
+    return constant(whole("schedule", given))

@@ -1,0 +1,106 @@
+"""What the loop and the callbacks do to an optimiser for the moment of an update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import require
+from ._torch import torch
+from .schedule import Schedule
+
+
+class OpenUpdate:
+    """Micro-batches of an update in the making.
+
+    Each loss is weighted by its examples over `unit`; gradients times `unit` x processes / examples
+    are then the mean over all examples, however the micro-batches differ in size.
+    """
+
+    def __init__(self, unit: int) -> None:
+        self.unit, self.local, self.loss = unit, 0, 0.0
+
+    def add(self, examples: int, loss: Any) -> None:
+        """Count a micro-batch of mean `loss`."""
+        self.local += examples
+        self.loss = self.loss + loss * examples
+
+    def over_processes(self, world: int, group: Any = None) -> tuple[int, float]:
+        """Examples and mean loss of the update, over all processes."""
+        loss: Any = self.loss
+        if world == 1:
+            return self.local, float(loss) / self.local
+        both = torch.stack([loss.double(), torch.tensor(float(self.local)).to(loss).double()])
+        torch.distributed.all_reduce(both, group=group)
+        return round(float(both[1])), float(both[0] / both[1])
+
+
+def processes(model: Any) -> int:
+    """Processes that share each update: those of DDP."""
+    wrapped = isinstance(model, torch.nn.parallel.DistributedDataParallel)
+    return int(torch.distributed.get_world_size(model.process_group)) if wrapped else 1
+
+
+def data_size(loader: Any) -> int | None:
+    """Examples of the data set, if it says."""
+    try:
+        return len(loader.dataset)
+    except (AttributeError, TypeError):
+        return None
+
+
+def learning_rate_of(optimizer: Any) -> tuple[float, float]:
+    """Learning rate and momentum of the first group of parameters."""
+    group = optimizer.param_groups[0]
+    return float(group["lr"]), float(group.get("momentum", 0.0))
+
+
+def scale_gradients(optimizer: Any, factor: float) -> None:
+    """Multiply all gradients by `factor`; by 1 they are not touched."""
+    if factor == 1.0:
+        return
+    grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+    dense = [grad for grad in grads if not grad.is_sparse]
+    if dense:
+        torch._foreach_mul_(dense, factor)
+    for grad in grads:
+        if grad.is_sparse:
+            grad.mul_(factor)
+
+
+def scaled_step(optimizer: Any, factor: float) -> None:
+    """``optimizer.step()`` with every learning rate times `factor`, and as it was afterwards."""
+    if factor == 1.0:
+        optimizer.step()
+        return
+    before = [group["lr"] for group in optimizer.param_groups]
+    try:
+        for group, rate in zip(optimizer.param_groups, before, strict=True):
+            group["lr"] = rate * factor
+        optimizer.step()
+    finally:
+        for group, rate in zip(optimizer.param_groups, before, strict=True):
+            group["lr"] = rate
+
+
+def limit(schedule: Schedule, unit: int, examples: int | None) -> Schedule:
+    """`schedule` under the loader's limits.
+
+    Raises
+    ------
+    InputError
+        A size that the user wrote down is no multiple of `unit` or larger than the data.
+    """
+    for size in schedule.listed:
+        require(
+            size % unit == 0,
+            "batch_size",
+            size,
+            f"must be a multiple of {unit}, the examples that the processes load at once",
+        )
+        require(
+            examples is None or size <= examples,
+            "batch_size",
+            size,
+            f"is larger than the data, which has {examples} examples",
+        )
+    return schedule.limited(multiple_of=unit, cap=examples)

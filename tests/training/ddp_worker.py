@@ -1,0 +1,62 @@
+"""One process of DDP trainings over gloo; writes their parameters. Run by test_ddp.py."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parent))
+import torch
+import torch.distributed as dist
+from loops import Indexed, mean_loss, network, parameters
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler
+
+from batchwell.errors import Divergence
+from batchwell.training.loop import attach
+
+
+def counted(state: dict[str, int], bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """DDP's own averaging, and how often it was called for."""
+    state["calls"] += 1
+    tensor = bucket.buffer().div_(dist.get_world_size())
+    future = dist.all_reduce(tensor, async_op=True).get_future()
+    return future.then(lambda done: done.value()[0])
+
+
+def train(logdir: Path, knob: str, poison_at: int) -> dict[str, Any]:
+    model = DistributedDataParallel(network(dropout=0.0))
+    reduced = {"calls": 0}
+    model.register_comm_hook(reduced, counted)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data, error = Indexed(104), ""
+    loader = DataLoader(data, 8, sampler=DistributedSampler(data, shuffle=False))
+    training = attach(model, optimizer, loader, "0:16 32:48", knob=knob, logdir=logdir)
+    try:
+        for batch in training:
+            loss = mean_loss(model, batch)
+            bad = dist.get_rank() == 1 and training.course.updates == poison_at
+            training.step(loss * float("nan") if bad else loss)
+    except Divergence as caught:
+        error = str(caught)
+    return {
+        "parameters": parameters(model).tolist(),
+        "updates": training.course.updates,
+        "examples": training.course.examples,
+        "reduced": reduced["calls"],
+        "error": error,
+    }
+
+
+def main(rank: int, world: int, folder: Path) -> None:
+    store = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+    out = {knob: train(folder / knob, knob, -1) for knob in ("accumulation", "sampler")}
+    out["nan"] = train(folder / "nan", "accumulation", 2)
+    (folder / f"out{rank}.json").write_text(json.dumps(out))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,0 +1,77 @@
+"""Several processes under DDP over gloo make the updates that one process makes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+sys.path.append(str(Path(__file__).parent))
+
+from loops import Indexed, mean_loss, network, parameters  # noqa: E402
+
+WORKER = Path(__file__).with_name("ddp_worker.py")
+WORLD = 2
+# 104 examples: 16, 16, then 48 at a time, the last of them ragged: 24.
+SIZES = [16, 16, 48, 24]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the processes of three trainings wrote."""
+    place = tmp_path_factory.mktemp("ddp")
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(rank), str(WORLD), str(place)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(WORLD)
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    return place
+
+
+def rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads((folder / f"out{rank}.json").read_text())[name] for rank in range(WORLD)]
+
+
+def by_hand(sizes: list[int]) -> torch.Tensor:
+    """Plain SGD on the same examples: rank r has r, r + 2, ..., so an update takes a run of rows."""
+    model, data, at = network(dropout=0.0), Indexed(104), 0
+    for size in sizes:
+        batch = (data.inputs[at : at + size], data.targets[at : at + size])
+        grads = torch.autograd.grad(mean_loss(model, batch), list(model.parameters()))
+        with torch.no_grad():
+            for p, g in zip(model.parameters(), grads, strict=True):
+                p -= 0.1 * g
+        at += size
+    return parameters(model)
+
+
+@pytest.mark.parametrize("knob", ["accumulation", "sampler"])
+def test_two_processes_are_as_one(knob: str, folder: Path) -> None:
+    out = rows(folder, knob)
+    for row in out:
+        assert (row["updates"], row["examples"]) == (len(SIZES), 104)
+        assert torch.allclose(torch.tensor(row["parameters"]), by_hand(SIZES), atol=1e-6)
+    assert out[0]["parameters"] == out[1]["parameters"]
+    # Gradients travel once an update and not with every micro-batch.
+    assert out[0]["reduced"] == len(SIZES)
+    log = (folder / knob / "log.jsonl").read_text().splitlines()
+    assert sum("started" in line for line in log) == 1  # one process logs
+
+
+def test_wrong_sizes_would_show() -> None:
+    assert not torch.allclose(by_hand(SIZES), by_hand([16, 16, 72]), atol=1e-4)
+
+
+def test_a_loss_of_nan_on_one_process_stops_all(folder: Path) -> None:
+    for row in rows(folder, "nan"):
+        assert "loss is nan at step 2 (32 examples), batch size 48" in row["error"]
+        assert torch.allclose(torch.tensor(row["parameters"]), by_hand([16, 16]), atol=1e-6)
