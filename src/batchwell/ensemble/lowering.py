@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .._jax import jax
-from . import rules_control, rules_maths, rules_shapes  # noqa: F401 (they fill the table)
+from . import rules_control, rules_maths, rules_shapes, rules_special  # noqa: F401 (they fill the table)
 from .interpreter import RULES, Nodes, Unsupported, open_jaxpr, run, subjaxprs
 from .ir import UNARY, Graph
 
