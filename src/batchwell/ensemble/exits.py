@@ -29,7 +29,8 @@ from .ir import Graph
 from .kernels import Context, Expressions, Recipe
 from .loop_program import Program
 from .lowering import inputs, lower
-from .recipes import data_table, example_loss, mean_over_rows, row_weights
+from .plans import data_table, row_weights
+from .row_sums import example_loss, mean_over_rows
 from .vector import Val
 
 Written = Callable[[Context], Val]

@@ -20,7 +20,9 @@ from .kernels import ARGS, REALS, Recipe
 from .loop_recipes import loop_plan_of
 from .lowering import Unsupported
 from .native import Kernel, compile_kernel
-from .recipes import GradientField, Plan, plan_of, reals_of, stride_of, work_of
+from .plans import Plan, reals_of, stride_of, work_of
+from .recipes import plan_of
+from .row_sums import GradientField
 
 DTYPE = {"f64": np.float64, "f32": np.float32}
 LOOPS_ABOVE = 1200  # scalar operations: here array code overtakes straight-line code
