@@ -254,9 +254,8 @@ def _stepper(
 
 
 def _engine(process: Process, settings: Settings) -> fused.Engine:
-    return fused.engine_of(
-        process, settings.scheme, settings.precision, generator=settings.generator
-    )
+    loops = False if settings.device == "cuda" else None  # a GPU's threads keep x in registers
+    return fused.engine_of(process, settings.scheme, settings.precision, loops, settings.generator)
 
 
 def positions(

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .._jax import jax, jnp
+from .._jax import jax, jnp, traced
+from ..errors import require
 from .advance_kernel import advance_source
 from .fused import Blocks, Engine, Stepper, blocked, kernel, run, thread_count, unblocked
 from .ir import Graph
@@ -61,7 +62,9 @@ class Sums:
 
 def shape_of(observable: Observable, dim: int) -> int:
     """Number of entries of an observable."""
-    out = jax.eval_shape(observable, jax.ShapeDtypeStruct((dim,), jnp.float64))
+    point = jax.ShapeDtypeStruct((dim,), jnp.float64)
+    out = traced("observable", observable, point, call=f"x of shape ({dim},)")
+    require(hasattr(out, "shape"), "observable", out, "must return one array")
     return int(np.prod(out.shape))
 
 
