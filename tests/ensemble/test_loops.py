@@ -113,6 +113,25 @@ def test_exits_and_moments_of_a_network():
     assert a.times == 3
 
 
+def test_a_small_process_goes_over_to_array_code_for_a_large_test_or_observable():
+    """A mean over 3000 rows, given as a plain function: no fall back, no warning."""
+    table = jnp.asarray(np.random.default_rng(2).standard_normal((3000, 2)))
+    process = SGD(additive(lambda x: x @ x / 2, dim=2), 0.1)
+
+    def mean(x):
+        return jnp.mean(jax.nn.softplus(table @ x)) + x @ x
+
+    a, b = (
+        first_exits(process, [0.1, 0.2], sublevel(mean, 1.0, 2), 60, 30, seed=3, engine=e)
+        for e in ("fused", "xla")
+    )
+    np.testing.assert_array_equal(a.steps, b.steps)
+    assert a.observed.any()
+    state = start(process, [0.1, 0.2], 10, seed=2)
+    a, b = (observe(process, state, 6, mean, engine=e) for e in ("fused", "xla"))
+    np.testing.assert_allclose(a.totals, b.totals, rtol=1e-12)
+
+
 def test_room_is_used_again():
     """A chain of products needs as much memory as two of them."""
     code = Code("trial", ["args"], 8)

@@ -15,7 +15,7 @@ from .fused import Blocks, Engine, Stepper, blocked, kernel, run, thread_count, 
 from .ir import Graph
 from .kernels import Expressions
 from .loop_program import Program
-from .lowering import inputs, lower
+from .lowering import Unsupported, inputs, lower
 from .watching import Watch
 
 Observable = Callable[[Any], Any]
@@ -74,6 +74,15 @@ def _lowered(observable: Observable, dim: int, loops: bool) -> Expressions | Pro
         return Program(observable, point)
     graph = Graph()
     return Expressions.of(lower(graph, observable, (point,), (inputs(graph, "x", (dim,)),)))
+
+
+def lowers(observable: Observable, dim: int, loops: bool) -> bool:
+    """Whether an observable has a fused form, as array code if `loops`."""
+    try:
+        _lowered(observable, dim, loops)
+    except Unsupported:
+        return False
+    return True
 
 
 class Watcher:

@@ -90,8 +90,7 @@ def work_of(process: Process, scheme: str) -> int:
     if isinstance(process, SGD) or _over_rows(process):
         loss = process.loss if isinstance(process, SGD) else process.sgd.loss  # type: ignore[union-attr]
         example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), loss.nodes)
-        once = cost_of(jax.grad(loss.function), point(loss.dim), example)
-        return once if isinstance(process, SGD) else 2 * once
+        return cost_of(jax.grad(loss.function), point(loss.dim), example)
     x, xi = point(process.dim), point(process.noise_dim)
     if scheme == "platen":
         return cost_of(partial(platen, process), x, xi, point(pairs_of(process.noise_dim)), point())
