@@ -134,5 +134,5 @@ def test_a_large_network_is_refused_on_a_gpu(monkeypatch):
     monkeypatch.setattr(cuda, "need_device", lambda: None)
     large = additive(lambda x: jnp.sum((jnp.ones((90, 90)) @ jnp.tanh(x)) ** 2), dim=90)
     process = SGD(large, 0.1)
-    with pytest.raises(InputError, match="scalar operations, above 8,000; use device='cpu'"):
+    with pytest.raises(InputError, match="scalar operations, above 5,000; use device='cpu'"):
         advance(process, start(process, np.zeros(90), 2, seed=0), 1, device="cuda")

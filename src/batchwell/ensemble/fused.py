@@ -25,7 +25,7 @@ from .recipes import plan_of
 from .row_sums import GradientField
 
 DTYPE = {"f64": np.float64, "f32": np.float32}
-LOOPS_ABOVE = 1500  # scalar operations: here array code overtakes straight-line code
+LOOPS_ABOVE = 1000  # scalar operations: here array code overtakes straight-line code
 KIND = {"float64": "f64", "float32": "f32"}
 
 

@@ -19,7 +19,7 @@ from .ir import UNARY, Graph
 
 __all__ = ["MAX_LINES", "RULES", "Nodes", "Unsupported", "cost", "cost_of", "inputs", "lower"]
 
-MAX_LINES = 8_000  # about 4 s of compilation
+MAX_LINES = 5_000  # seconds of compilation; beyond, far more than in proportion
 CURVED = 12  # lines of an elementary function, about
 
 
