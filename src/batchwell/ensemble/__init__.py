@@ -23,6 +23,7 @@ from ..streams import path_states
 from . import exits, fused, xla
 from .choice import engine_for, engine_with_test, loops_for
 from .flow import Flow, Regions, gradient_flow
+from .fused import CALL_SECONDS
 from .lowering import Unsupported
 from .observe import Bins, Observable, Sums, Watcher, shape_of
 from .options import Options, Settings, SlowerEngine, checked, fall_back, on_cpu, require_memory
@@ -43,8 +44,6 @@ __all__ = [
     "start",
 ]
 
-# A compiled call lasts at most about this long, so that Ctrl-C is answered.
-CALL_SECONDS = 0.5
 DEFAULT_SUBSTEPS = 4
 Progress = Callable[[int, int], None]
 

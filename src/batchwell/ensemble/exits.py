@@ -16,6 +16,7 @@ from ..loss import StochasticLoss
 from . import loop_recipes
 from .exit_kernel import Exit, exit_source
 from .fused import (
+    CALL_SECONDS,
     DTYPE,
     Arguments,
     Engine,
@@ -35,7 +36,6 @@ from .vector import Val
 
 Written = Callable[[Context], Val]
 CHUNK = 32  # steps between bookings
-CALL_SECONDS = 0.5
 
 
 @dataclass
