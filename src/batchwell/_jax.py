@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from .errors import InputError
+
 # Without this, JAX warns about missing accelerators on the plain machines that we serve.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -35,4 +37,21 @@ def serial(compiled: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-__all__ = ["XLA_LOCK", "jax", "jnp", "serial"]
+def traced(key: str, function: Callable[..., Any], *examples: Any, call: str = "x") -> Any:
+    """Shapes of what a user's function returns (pytree), by tracing; `call` names its arguments.
+
+    Raises
+    ------
+    InputError
+        It cannot be traced: Python branches on values, NumPy functions, wrong shapes.
+    """
+    try:
+        return jax.eval_shape(function, *examples)
+    except Exception as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            key, text, f"must accept {call} in jax.numpy, without Python branches on values"
+        ) from error
+
+
+__all__ = ["XLA_LOCK", "jax", "jnp", "serial", "traced"]

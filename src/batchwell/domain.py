@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._jax import jnp
-from .errors import InputError, finite, positive, require
+from ._jax import jax, jnp, traced
+from .errors import InputError, finite, positive, require, whole
 
 Array = Any
 Labels = Callable[[np.ndarray], np.ndarray]
@@ -62,8 +62,6 @@ class Domain:
         if self.labels is not None:
             inside = self.labels(flat) == self.label
         else:
-            from ._jax import jax
-
             assert self.level is not None
             inside = np.asarray(jax.vmap(self.level)(jnp.asarray(flat)) < 0)
         return inside if x.ndim == 2 else inside[0]
@@ -101,7 +99,10 @@ def half_space(normal: ArrayLike, offset: float) -> Domain:
 
 def sublevel(function: Callable[[Array], Array], level: float, dim: int) -> Domain:
     """``function(x) < level``, function scalar in jax.numpy."""
-    height = finite("level", level)
+    height, dim = finite("level", level), whole("dim", dim)
+    x = jax.ShapeDtypeStruct((dim,), jnp.float64)
+    out = traced("function", function, x, call=f"x of shape ({dim},)")
+    require(getattr(out, "shape", None) == (), "function", out, "must return one real number")
     return Domain(
         f"sublevel set {height:g}",
         dim,

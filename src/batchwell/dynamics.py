@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
-from ._jax import jax, jnp
+from ._jax import jax, jnp, traced
 from .errors import InputError, finite, one_of, positive, require, whole
 from .loss import StochasticLoss
 
@@ -198,7 +198,8 @@ def diffusion(
     """
     dim = whole("dim", dim)
     x = jax.ShapeDtypeStruct((dim,), jnp.float64)
-    b, s = jax.eval_shape(drift, x), jax.eval_shape(factor, x)
+    call = f"x of shape ({dim},)"
+    b, s = traced("drift", drift, x, call=call), traced("factor", factor, x, call=call)
     require(b.shape == (dim,), "drift", b.shape, f"must return shape ({dim},)")
     require(
         len(s.shape) == 2 and s.shape[0] == dim,

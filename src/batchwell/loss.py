@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._jax import jax, jnp
+from ._jax import jax, jnp, traced
 from .errors import InputError, require, whole
 from .linearity import affine_in
 from .noise import Noise, noise_law, product_rule
@@ -426,16 +426,8 @@ def _device_array(leaf: np.ndarray) -> Array:
 def _check_scalar(loss: StochasticLoss) -> None:
     example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), loss.nodes)
     x = jax.ShapeDtypeStruct((loss.dim,), jnp.float64)
-    try:
-        out = jax.eval_shape(loss.function, x, example)
-    except Exception as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            "loss",
-            text,
-            f"must accept x of shape ({loss.dim},) and one example "
-            "in jax.numpy, without Python branches on values",
-        ) from error
+    call = f"x of shape ({loss.dim},) and one example"
+    out = traced("loss", loss.function, x, example, call=call)
     shape = getattr(out, "shape", None)
     floating = shape == () and jnp.issubdtype(out.dtype, jnp.floating)
     require(floating, "loss", f"returns {out}", "must return one real number for one example")

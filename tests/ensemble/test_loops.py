@@ -1,5 +1,6 @@
 """Large networks on array code: chosen by itself, the same answer, the same bits, soon compiled."""
 
+import ctypes
 import time
 
 import jax
@@ -17,6 +18,7 @@ from batchwell import (
     sublevel,
 )
 from batchwell.ensemble import advance, first_exits, fused, observe, start
+from batchwell.ensemble.kernels import ARGS
 from batchwell.ensemble.loop_arrays import Known, Loops
 from batchwell.ensemble.vector import Code
 
@@ -111,6 +113,48 @@ def test_exits_and_moments_of_a_network():
     np.testing.assert_allclose(a.totals, b.totals, rtol=1e-9, atol=1e-11)
     np.testing.assert_array_equal(a.counts, b.counts)
     assert a.times == 3
+
+
+def test_a_small_process_goes_over_to_array_code_for_a_large_test_or_observable():
+    """A mean over 3000 rows, given as a plain function: no fall back, no warning."""
+    table = jnp.asarray(np.random.default_rng(2).standard_normal((3000, 2)))
+    process = SGD(additive(lambda x: x @ x / 2, dim=2), 0.1)
+
+    def mean(x):
+        return jnp.mean(jax.nn.softplus(table @ x)) + x @ x
+
+    a, b = (
+        first_exits(process, [0.1, 0.2], sublevel(mean, 1.0, 2), 60, 30, seed=3, engine=e)
+        for e in ("fused", "xla")
+    )
+    np.testing.assert_array_equal(a.steps, b.steps)
+    assert a.observed.any()
+    state = start(process, [0.1, 0.2], 10, seed=2)
+    a, b = (observe(process, state, 6, mean, engine=e) for e in ("fused", "xla"))
+    np.testing.assert_allclose(a.totals, b.totals, rtol=1e-12)
+
+
+def test_a_long_step_is_made_in_several_calls(monkeypatch):
+    """So that Ctrl-C is answered: calls of 0.3 s are too long here, and get shorter."""
+    process = SGD(additive(lambda x: x @ x / 2), 0.1)
+    state = start(process, [0.4], 3000, seed=1)
+    monkeypatch.setattr(fused, "FIRST_SPAN", 64)
+    monkeypatch.setattr(fused, "CALL_SECONDS", 0.02)
+    engine = fused.engine_of(process)
+    stepper = fused.Stepper(engine, 1, 1, state.x, state.rng, state.memory)
+    kernel, calls = stepper.advance.call, []
+
+    def slow(arguments):
+        queue, end = (int(arguments[ARGS.index(name)]) for name in ("queue", "blocks"))
+        calls.append(end - ctypes.c_int64.from_address(queue).value)
+        time.sleep(0.001 * calls[-1])
+        kernel(arguments)
+
+    stepper.advance.call = slow
+    x = stepper(0, 1)
+    assert sum(calls) == len(stepper.blocks.x)
+    assert min(calls[1:-1]) < 64
+    np.testing.assert_array_equal(x, advance(process, state, 1).x)
 
 
 def test_room_is_used_again():

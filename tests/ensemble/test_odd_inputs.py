@@ -5,8 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from batchwell import SGD, Diffusion, additive, diffusion_approximation, finite_sum, sampled
-from batchwell.ensemble import advance, start
+from batchwell import (
+    SGD,
+    Diffusion,
+    additive,
+    diffusion,
+    diffusion_approximation,
+    finite_sum,
+    sampled,
+    sublevel,
+)
+from batchwell.ensemble import advance, cuda, observe, start
+from batchwell.errors import InputError
 
 RNG = np.random.default_rng(8)
 
@@ -56,3 +66,73 @@ def test_engines_agree(name, paths):
     np.testing.assert_allclose(fused.x, plain.x, rtol=1e-11, atol=1e-12)
     single = advance(process, state, 6, engine="fused", precision="float32")
     assert np.isfinite(single.x).all()
+
+
+def branching(x):
+    return x[0] if x[0] > 0 else -x[0]
+
+
+SMALL = SGD(ONE, 0.1)
+STATE = start(SMALL, [0.1], 4, seed=0)
+GONE = SGD(additive(lambda x: jax.lax.bessel_i1e(x[0])), 0.1)
+REFUSED = {
+    "branch in a loss": (lambda: additive(branching), "loss", "without Python branches"),
+    "branch over examples": (
+        lambda: finite_sum(lambda x, z: x[0] if z > 0 else x[0] ** 2, np.ones(3), 1),
+        "loss", "without Python branches",
+    ),
+    "branch in a drift": (
+        lambda: diffusion(lambda x: branching(x)[None], lambda x: jnp.eye(1), 1),
+        "drift", "without Python branches",
+    ),
+    "branch in an observable": (
+        lambda: observe(SMALL, STATE, 4, branching), "observable", "without Python branches"
+    ),
+    "branch in a level": (lambda: sublevel(branching, 1.0, 1), "function", "without Python branches"),
+    "NumPy in a loss": (lambda: additive(lambda x: np.sin(x[0])), "loss", "in jax.numpy"),
+    "no fused form": (
+        lambda: advance(GONE, STATE, 1, fallback=False), "engine", "use engine='xla', or write"
+    ),
+    "no fused form in one precision": (
+        lambda: advance(GONE, STATE, 1, precision="float32"), "precision", "engine='xla'"
+    ),
+    "steps below rounding": (
+        lambda: advance(SGD(ONE, 1e-6), STATE, 1, precision="float32"),
+        "precision", "use precision='float64'",
+    ),
+    "too many paths": (lambda: start(SMALL, [0.1], 10**12, seed=0), "paths", "run fewer paths"),
+    "unknown generator": (
+        lambda: advance(SMALL, STATE, 1, generator="mersenne"), "generator", "xoshiro, philox"
+    ),
+    "unknown scheme": (lambda: advance(SMALL, STATE, 1, scheme="milstein"), "scheme", "heun"),
+    "unknown option": (lambda: advance(SMALL, STATE, 1, cores=3), "options", "threads"),
+    "no threads": (lambda: advance(SMALL, STATE, 1, threads=0), "threads", "at least 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused_in_one_line_that_names_the_remedy(what):
+    call, key, remedy = REFUSED[what]
+    with pytest.raises(InputError) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith(key)
+    assert remedy in text
+
+
+@pytest.mark.skipif(cuda.available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_in_one_line():
+    for run in (advance, observe):
+        with pytest.raises(
+            InputError, match="needs an NVIDIA GPU and its driver; use device='cpu'"
+        ):
+            run(SMALL, STATE, 2, device="cuda")
+
+
+def test_a_large_network_is_refused_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(cuda, "need_device", lambda: None)
+    large = additive(lambda x: jnp.sum((jnp.ones((90, 90)) @ jnp.tanh(x)) ** 2), dim=90)
+    process = SGD(large, 0.1)
+    with pytest.raises(InputError, match="scalar operations, above 5,000; use device='cpu'"):
+        advance(process, start(process, np.zeros(90), 2, seed=0), 1, device="cuda")

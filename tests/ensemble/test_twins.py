@@ -4,13 +4,18 @@ Whole numbers (generators, orders of data, steps of exits, counts) must agree bi
 rounding. Gradients are written by hand, so that nothing is shared but `streams` and the noise laws.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from batchwell import SGD, additive, ball, diffusion, finite_sum
-from batchwell.ensemble import advance, first_exits, fused, observe, start
+from batchwell.ensemble import advance, first_exits, fused, generators, observe, start
+from batchwell.ensemble.native import compile_kernel
+from batchwell.ensemble.vector import Code, module
+from batchwell.errors import InputError
 from batchwell.noise import NOISES, normal_pair
 from batchwell.streams import draw_words, index_below, normal_pair32, path_states, philox_block
 from batchwell.streams import uniform as uniform_of
@@ -283,3 +288,48 @@ def test_a_wrong_twin_is_caught():
     for size, eta in ((2, 0.05), (3, 0.051)):
         want = additive_twin(Draws(), loss.noise, x, 5, size, eta, 0.0)
         assert not np.allclose(there.x, want, rtol=1e-6)
+
+
+# -- Philox itself ----------------------------------------------------------------------------
+# Random123's known-answer vectors for philox4x32-10: counter, key, words.
+KNOWN_ANSWERS = [
+    ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    ([0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0],
+     [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]),
+]  # fmt: skip
+
+
+def philox_kernel():
+    """Machine code that turns (counter, key) of 8 lanes, (6, 8), into words (4, 8) in place."""
+    c = Code("block", ["args"], 8)
+    table = c.load(c.args[0], "ptr")
+    given = [c.load(table, "i32", c.i64(8 * k), 8) for k in range(6)]
+    for k, word in enumerate(generators.philox(c, given[:4], given[4:])):
+        c.store(word, table, c.i64(8 * k))
+    return compile_kernel(module([c]), "block")
+
+
+def test_philox_gives_the_known_answers():
+    table = np.zeros((6, 8), np.uint32)
+    for lane, (counter, key, _) in enumerate(KNOWN_ANSWERS):
+        table[:, lane] = [*counter, *key]
+    philox_kernel()(np.array([table.ctypes.data]))
+    for lane, (_, _, words) in enumerate(KNOWN_ANSWERS):
+        assert table[:4, lane].tolist() == words
+
+
+def test_philox_carries_into_the_high_word():
+    states = np.array([[0xFFFFFFFF, 7, 1, 2]], np.uint32)
+    assert philox_block(states)[1].tolist() == [[0, 8, 1, 2]]
+    process = diffusion(lambda x: 0 * x, lambda x: jnp.eye(2), 2)
+    state = start(process, np.zeros(2), 1, SEED, substeps=1)
+    state = dataclasses.replace(state, rng=states)
+    there = advance(process, state, 2, substeps=1, scheme="euler", generator="philox")
+    assert there.rng.tolist() == [[1, 8, 1, 2]]
+
+
+def test_xla_has_one_generator():
+    process = SGD(LOGISTIC, 0.3, 2)
+    with pytest.raises(InputError, match="generator = 'philox' must be xoshiro with engine='xla'"):
+        advance(process, start(process, np.zeros(3), 2, SEED), 1, engine="xla", generator="philox")

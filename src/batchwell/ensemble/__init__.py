@@ -21,7 +21,9 @@ from ..dynamics import SGD, Process
 from ..errors import Divergence, InputError, require, whole
 from ..streams import path_states
 from . import exits, fused, xla
+from .choice import engine_for, engine_with_test, loops_for
 from .flow import Flow, Regions, gradient_flow
+from .fused import CALL_SECONDS
 from .lowering import Unsupported
 from .observe import Bins, Observable, Sums, Watcher, shape_of
 from .options import Options, Settings, SlowerEngine, checked, fall_back, on_cpu, require_memory
@@ -42,8 +44,6 @@ __all__ = [
     "start",
 ]
 
-# A compiled call lasts at most about this long, so that Ctrl-C is answered.
-CALL_SECONDS = 0.5
 DEFAULT_SUBSTEPS = 4
 Progress = Callable[[int, int], None]
 
@@ -240,23 +240,21 @@ def advance(
 
 
 def _stepper(
-    process: Process, ensemble: Ensemble, substeps: int, settings: Settings
+    process: Process,
+    ensemble: Ensemble,
+    substeps: int,
+    settings: Settings,
+    loops: bool | None = None,
 ) -> fused.Stepper | xla.Stepper:
     """What runs steps: ``run(first, count) -> x``, then ``run.state() -> (rng, memory)``."""
     state = (ensemble.x, ensemble.rng, ensemble.memory)
     if settings.engine != "xla":
         try:
-            engine = _engine(process, settings)
+            engine = engine_for(process, settings, loops)
             return fused.Stepper(engine, substeps, settings.threads, *state, device=settings.device)
         except Unsupported as why:
             fall_back(settings, str(why))
     return xla.Stepper(process, substeps, settings.scheme, *state)
-
-
-def _engine(process: Process, settings: Settings) -> fused.Engine:
-    return fused.engine_of(
-        process, settings.scheme, settings.precision, generator=settings.generator
-    )
 
 
 def positions(
@@ -329,7 +327,8 @@ def observe(
     sums = Sums(zeros, zeros, counts)
     settings = checked(process, substeps, cast(Any, options))
     on_cpu(settings, "observed paths")
-    stepper = _stepper(process, ensemble, substeps, settings)
+    loops = loops_for(process, observable, settings)
+    stepper = _stepper(process, ensemble, substeps, settings, loops)
     look = _watcher(stepper, observable, every, ranges, settings)
     x = ensemble.x
     for done, count in _blocks(steps // every):
@@ -407,8 +406,7 @@ def first_exits(
     per = 1 if isinstance(process, SGD) else whole("substeps", substeps)
     if settings.engine != "xla":
         try:
-            engine = _engine(process, settings)
-            test = exits.exit_test(process, domain, bridge, engine.recipe.loops)
+            engine, test = engine_with_test(process, domain, bridge, settings)
             found = exits.find_exits(
                 engine,
                 test,

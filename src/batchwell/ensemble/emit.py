@@ -78,6 +78,9 @@ def _two_reals(c: Code, n: Node, value) -> Val:  # type: ignore[no-untyped-def]
         return c.div(a, b)
     if n.op in ("max", "min"):
         return c.call("maximum" if n.op == "max" else "minimum", a, b)
+    if n.op.startswith("bit_"):
+        whole = [c.cast("fptosi", v, "i64") for v in (a, b)]
+        return c.cast("sitofp", c.binary(n.op.removeprefix("bit_"), *whole), a.kind)
     function = {"pow": elementary.power, "atan2": elementary.atan2}[n.op]
     wide = function(c, c.real(a, "f64"), c.real(b, "f64"))
     return c.real(wide, a.kind)

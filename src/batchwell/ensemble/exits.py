@@ -16,6 +16,7 @@ from ..loss import StochasticLoss
 from . import loop_recipes
 from .exit_kernel import Exit, exit_source
 from .fused import (
+    CALL_SECONDS,
     DTYPE,
     Arguments,
     Engine,
@@ -29,12 +30,12 @@ from .ir import Graph
 from .kernels import Context, Expressions, Recipe
 from .loop_program import Program
 from .lowering import inputs, lower
-from .recipes import data_table, example_loss, mean_over_rows, row_weights
+from .plans import data_table, row_weights
+from .row_sums import example_loss, mean_over_rows
 from .vector import Val
 
 Written = Callable[[Context], Val]
 CHUNK = 32  # steps between bookings
-CALL_SECONDS = 0.5
 
 
 @dataclass

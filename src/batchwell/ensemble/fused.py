@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -20,10 +21,14 @@ from .kernels import ARGS, REALS, Recipe
 from .loop_recipes import loop_plan_of
 from .lowering import Unsupported
 from .native import Kernel, compile_kernel
-from .recipes import GradientField, Plan, plan_of, reals_of, stride_of, work_of
+from .plans import Plan, reals_of, stride_of, work_of
+from .recipes import plan_of
+from .row_sums import GradientField
 
 DTYPE = {"f64": np.float64, "f32": np.float32}
-LOOPS_ABOVE = 1200  # scalar operations: here array code overtakes straight-line code
+LOOPS_ABOVE = 1000  # scalar operations: here array code overtakes straight-line code
+CALL_SECONDS = 0.5  # of one call at the most, about, so that Ctrl-C is answered
+FIRST_SPAN = 256  # blocks of lanes that take a first step together
 KIND = {"float64": "f64", "float32": "f32"}
 
 
@@ -234,9 +239,18 @@ class Advancer:
         )
 
     def __call__(self, first: int, steps: int, blocks: Blocks) -> None:
-        """`steps` steps, counted from `first`, in place."""
-        args = self.arguments_for(first, steps, blocks, np.zeros(1, np.int64))
-        run(self.call, [args.values] * thread_count(self.threads, len(blocks.x)))
+        """`steps` steps, counted from `first`, in place; a single one in several calls if long."""
+        count, queue = len(blocks.x), np.zeros(1, np.int64)
+        args = self.arguments_for(first, steps, blocks, queue)
+        span, done = (count if steps > 1 else FIRST_SPAN), 0
+        while done < count:
+            end = min(done + span, count)
+            queue[0] = done
+            args.put("blocks", end)
+            clock = time.perf_counter()
+            run(self.call, [args.values] * thread_count(self.threads, end - done))
+            spent, done = time.perf_counter() - clock, end
+            span = 2 * span if spent < CALL_SECONDS / 2 else max(1, span // 2)
 
     def arguments_for(self, first: int, steps: int, blocks: Blocks, queue: np.ndarray) -> Arguments:
         """The argument array of one call."""

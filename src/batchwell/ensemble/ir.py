@@ -39,6 +39,8 @@ UNARY: dict[str, Callable[[Any], Any]] = {
 BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
     "max": np.maximum, "min": np.minimum, "pow": np.power, "atan2": np.arctan2,
+    "bit_and": lambda a, b: int(a) & int(b), "bit_or": lambda a, b: int(a) | int(b),
+    "bit_xor": lambda a, b: int(a) ^ int(b),
 }  # fmt: skip
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
@@ -120,7 +122,7 @@ class Graph:
         return self._binary("div", a, b)
 
     def other(self, op: str, a: Scalar, b: Scalar) -> Scalar:
-        """max, min, pow, atan2."""
+        """max, min, pow, atan2, and bits of whole numbers."""
         return self._binary(op, a, b)
 
     def integer_power(self, a: Scalar, n: int) -> Scalar:

@@ -21,10 +21,11 @@ from .loop_arrays import Buffer, Known, Lazy, Loops, Pending, Pieces, Value, Vie
 from .loop_rules import LOOP_RULES, RESHAPES, shape_of
 from .rules_control import CALLS
 from .rules_maths import ELEMENTWISE
+from .rules_special import ELEMENTWISE_SPECIAL, rewritten
 from .vector import Code, Val
 
 CHEAP = 3  # operations that are repeated rather than stored
-FUSES = ELEMENTWISE | RESHAPES | {"pad", "concatenate"}
+FUSES = ELEMENTWISE | ELEMENTWISE_SPECIAL | RESHAPES | {"pad", "concatenate"}
 REDUCES = {"reduce_sum", "reduce_prod", "reduce_max", "reduce_min", "reduce_and", "reduce_or",
            "argmax", "argmin"}  # fmt: skip
 PASSES = RESHAPES | {"transpose", "pad", "concatenate", "add", "add_any", "output"}
@@ -152,6 +153,8 @@ def _written(w: Loops, eqn: Any, args: list[Value]) -> list[Value]:
             raise Unsupported(name, f"'{name}' of an empty array has no fused form")
         if name in CONTROL:
             return CONTROL[name](w, eqn, args)
+        if name not in LOOP_RULES and (other := rewritten(eqn)) is not None:
+            return _inner(w, other, args)
         if name not in LOOP_RULES:
             raise Unsupported(name)
         return LOOP_RULES[name](w, eqn, args)

@@ -16,20 +16,11 @@ import numpy as np
 from .._jax import jax, jnp
 from ..dynamics import SGD, Diffusion, Process
 from ..loss import StochasticLoss
+from .draws import CHOOSE, drawer, shuffle_if_due
 from .kernels import Context, Recipe, transposed
 from .loop_arrays import Buffer, Known, Lazy, Loops, Value, View
 from .loop_program import Program
-from .recipes import (
-    CHOOSE,
-    Plan,
-    data_table,
-    drawer,
-    from_loss,
-    over_rows,
-    row_weights,
-    shuffle_if_due,
-    stride_of,
-)
+from .plans import Plan, data_table, from_loss, over_rows, point, row_weights, stride_of
 from .step import pairs_of, platen
 from .vector import Val
 
@@ -59,10 +50,6 @@ def loop_plan_of(process: Process, scheme: str, kind: str) -> Plan:
     if over_rows(loss):
         return _rows_plan(loss, process.order, scheme)
     return _closed_plan(loss, process.order, scheme)
-
-
-def _point(*shape: int) -> Any:
-    return jax.ShapeDtypeStruct(shape, jnp.float64)
 
 
 def _shapes(loss: StochasticLoss, rows: int) -> Any:
@@ -164,7 +151,7 @@ def _gradients(loss: StochasticLoss, rows: int) -> Program:
         each = jax.vmap(loss.function, in_axes=(None, 0))
         return jax.grad(lambda y: jnp.dot(v, each(y, z)))(x)
 
-    return Program(gradient, _point(loss.dim), _point(rows), _shapes(loss, rows))
+    return Program(gradient, point(loss.dim), point(rows), _shapes(loss, rows))
 
 
 # -- SGD --------------------------------------------------------------------------------------
@@ -211,7 +198,7 @@ def _sampled_plan(loss: StochasticLoss, momentum: bool, single: bool) -> Plan:
     closed = loss.closed_factor is not None
     sizes = (1,) if single else (2, 1) if closed else (TOGETHER[0], 2, 1)
     programs = {} if closed else {rows: _gradients(loss, rows) for rows in sizes}
-    at_mean = Program(jax.grad(loss.function), _point(loss.dim), _point(width)) if closed else None
+    at_mean = Program(jax.grad(loss.function), point(loss.dim), point(width)) if closed else None
 
     def step(ctx: Context) -> None:
         w = ctx.arrays()
@@ -260,7 +247,7 @@ def _program_plan(
     field: Callable[[Any, Any], Any], factor: Callable[[Any, Any], Any], dim: int, noise: int,
     scheme: str,
 ) -> Plan:  # fmt: skip
-    shapes = (_point(dim), _point(noise), _point(), _point(), _point())
+    shapes = (point(dim), point(noise), point(), point(), point())
     program = Program(_scheme(field, factor, scheme == "heun"), *shapes)
 
     def step(ctx: Context) -> None:
@@ -291,7 +278,7 @@ def _closed_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
 @lru_cache(maxsize=256)
 def _platen_plan(process: Diffusion) -> Plan:
     dim, m = process.dim, process.noise_dim
-    shapes = (_point(dim), _point(m), _point(pairs_of(m)), _point())
+    shapes = (point(dim), point(m), point(pairs_of(m)), point())
     program = Program(partial(platen, process), *shapes)
 
     def step(ctx: Context) -> None:
@@ -355,7 +342,7 @@ def mean_losses(loss: StochasticLoss) -> dict[int, Program]:
     def total(x: Any, v: Any, z: Any) -> Any:
         return jnp.dot(v, jax.vmap(loss.function, in_axes=(None, 0))(x, z))
 
-    return {k: Program(total, _point(loss.dim), _point(k), _shapes(loss, k)) for k in GROUPS}
+    return {k: Program(total, point(loss.dim), point(k), _shapes(loss, k)) for k in GROUPS}
 
 
 def _both(loss: StochasticLoss, rows: int) -> Program:
@@ -365,7 +352,7 @@ def _both(loss: StochasticLoss, rows: int) -> Program:
         _, pull = jax.vjp(lambda y: jax.vmap(loss.function, in_axes=(None, 0))(y, z), x)
         return pull(v)[0], pull(r)[0], jnp.sum(r)[None]
 
-    return Program(gradients, _point(loss.dim), _point(rows), _point(rows), _shapes(loss, rows))
+    return Program(gradients, point(loss.dim), point(rows), point(rows), _shapes(loss, rows))
 
 
 def _products(loss: StochasticLoss, rows: int) -> Program:
@@ -375,7 +362,7 @@ def _products(loss: StochasticLoss, rows: int) -> Program:
         each = jax.vmap(loss.function, in_axes=(None, 0))
         return jax.jvp(jax.grad(lambda y: jnp.dot(v, each(y, z))), (x,), (p,))[1]
 
-    return Program(product, _point(loss.dim), _point(rows), _point(loss.dim), _shapes(loss, rows))
+    return Program(product, point(loss.dim), point(rows), point(loss.dim), _shapes(loss, rows))
 
 
 @lru_cache(maxsize=64)

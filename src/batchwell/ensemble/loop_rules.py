@@ -10,8 +10,9 @@ import numpy as np
 
 from .interpreter import RULES, Nodes
 from .ir import Graph, Scalar
-from .loop_arrays import Buffer, Lazy, Loops, Pending, Pieces, Value, View, size_of
+from .loop_arrays import Buffer, Known, Lazy, Loops, Pending, Pieces, Value, View, size_of
 from .rules_maths import ELEMENTWISE, fold
+from .rules_special import ELEMENTWISE_SPECIAL
 from .vector import Val
 
 LoopRule = Callable[[Loops, Any, list[Value]], list[Value]]
@@ -51,7 +52,7 @@ def elementwise(w: Loops, e: Any, a: list[Value]) -> list[Value]:
     return [w.combine(one, a, shape_of(e))]
 
 
-LOOP_RULES.update(dict.fromkeys(ELEMENTWISE, elementwise))
+LOOP_RULES.update(dict.fromkeys(ELEMENTWISE | ELEMENTWISE_SPECIAL, elementwise))
 
 
 @loop_rule(*RESHAPES)
@@ -258,8 +259,17 @@ class Indexed:
 
     def by(self, start: Value, rows: np.ndarray, room: int, stride: int) -> None:
         """One more term: `start` holds the index, its entry `rows` for each place."""
+        if isinstance(start, Known):
+            chosen = start.values.ravel()[rows].astype(np.int64)
+            if bool(((chosen >= 0) & (chosen <= room)).all()):
+                self.fixed = self.fixed + chosen * stride
+                return
         view = self.w.view(start)
         self.starts.append((View(view.buffer, view.places[rows]), room, stride))
+
+    def known(self) -> np.ndarray | None:
+        """The places, if they do not depend on values."""
+        return None if self.starts else self.fixed
 
     @property
     def columns(self) -> list[np.ndarray]:
@@ -307,6 +317,10 @@ def _written(
     made = w.store(operand)
     assert made.view is not None
     buffer, view = made.view.buffer, w.view(update)
+    places = index.known()
+    if places is not None and np.unique(places).size == places.size:
+        w.move(w.leaf(view.buffer, view.places, places.shape), View(buffer, places), adds)
+        return made
     with w.over([view.places, *index.columns]) as (source, *at):
         place, inside = index.place(at)
         address = _address(w, buffer, place)
@@ -317,6 +331,12 @@ def _written(
             new = c.select(inside, new, old)
         c.scatter(new, buffer.pointer, address)
     return made
+
+
+def _truth(value: Value) -> bool:
+    if isinstance(value, Known):
+        return value.values.dtype == np.bool_
+    return isinstance(value, Lazy) and value.truth
 
 
 def _strides(shape: Sequence[int]) -> list[int]:
@@ -364,6 +384,9 @@ def _gather(w: Loops, e: Any, a: list[Value]) -> list[Value]:
         d.offset_dims, absent, d.start_index_map, batching,
     )  # fmt: skip
     fills = "FILL" in str(e.params["mode"])
+    if (places := index.known()) is not None:
+        buffer = w.compact(operand)
+        return [w.leaf(buffer, places, shape_of(e), _truth(operand))]
     return [_read(w, w.compact(operand), index, shape_of(e), fills)]
 
 
@@ -398,6 +421,8 @@ def _sliced(w: Loops, shape: Sequence[int], cut: Sequence[int], starts: list[Val
 @loop_rule("dynamic_slice")
 def _dynamic_slice(w: Loops, e: Any, a: list[Value]) -> list[Value]:
     index = _sliced(w, a[0].shape, shape_of(e), a[1:])
+    if (places := index.known()) is not None:
+        return [w.leaf(w.compact(a[0]), places, shape_of(e), _truth(a[0]))]
     return [_read(w, w.compact(a[0]), index, shape_of(e), False)]
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from .._jax import jax, jnp
+from .._jax import jax, jnp, traced
+from ..errors import require
 from .advance_kernel import advance_source
 from .fused import Blocks, Engine, Stepper, blocked, kernel, run, thread_count, unblocked
 from .ir import Graph
 from .kernels import Expressions
 from .loop_program import Program
-from .lowering import inputs, lower
+from .lowering import Unsupported, inputs, lower
 from .watching import Watch
 
 Observable = Callable[[Any], Any]
@@ -61,7 +62,9 @@ class Sums:
 
 def shape_of(observable: Observable, dim: int) -> int:
     """Number of entries of an observable."""
-    out = jax.eval_shape(observable, jax.ShapeDtypeStruct((dim,), jnp.float64))
+    point = jax.ShapeDtypeStruct((dim,), jnp.float64)
+    out = traced("observable", observable, point, call=f"x of shape ({dim},)")
+    require(hasattr(out, "shape"), "observable", out, "must return one array")
     return int(np.prod(out.shape))
 
 
@@ -71,6 +74,15 @@ def _lowered(observable: Observable, dim: int, loops: bool) -> Expressions | Pro
         return Program(observable, point)
     graph = Graph()
     return Expressions.of(lower(graph, observable, (point,), (inputs(graph, "x", (dim,)),)))
+
+
+def lowers(observable: Observable, dim: int, loops: bool) -> bool:
+    """Whether an observable has a fused form, as array code if `loops`."""
+    try:
+        _lowered(observable, dim, loops)
+    except Unsupported:
+        return False
+    return True
 
 
 class Watcher:

@@ -133,6 +133,8 @@ def fall_back(settings: Settings, reason: str) -> None:
             "fused",
             f"cannot run this: {reason}; use engine='xla', or write the loss without it",
         )
+    if settings.device != "cpu":
+        raise InputError("device", settings.device, f"cannot run this: {reason}; use device='cpu'")
     _only_fused(settings)
     if reason not in _told:
         _told.add(reason)

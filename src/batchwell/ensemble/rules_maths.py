@@ -24,7 +24,7 @@ def _compare(op: str) -> Rule:
 def _logic(op: str) -> Rule:
     def lowered(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
         if e.invars[0].aval.dtype != np.bool_:
-            raise Unsupported(op, f"'{op}' of integers has no fused form")
+            return [each(lambda x, y: g.other(f"bit_{op}", x, y), *a)]
         return [each(lambda x, y: g.logic(op, x, y), *a)]
 
     return lowered
@@ -105,6 +105,8 @@ def _round(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
 
 @rule("not")
 def _not(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
+    if e.invars[0].aval.dtype != np.bool_:
+        return [each(lambda x: g.sub(-1.0, x), a[0])]
     return [each(g.negate, a[0])]
 
 

@@ -91,6 +91,9 @@ def _iota(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
     return [constant(np.broadcast_to(line, shape).astype(float))]
 
 
+MAX_CHOICES = 1024  # selections that a gather may become
+
+
 def _bind(e: Any, *args: Any) -> np.ndarray:
     return np.asarray(e.primitive.bind(*args, **e.params))
 
@@ -133,7 +136,7 @@ def _gather(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
     if not _symbolic(index):
         return [_picked(e, operand, [index], fill)]
     if index.size != 1:
-        raise Unsupported("gather", "'gather' at several unknown indices has no fused form")
+        return [_taken(g, e, operand, index)]
     axis = e.params["dimension_numbers"].start_index_map[0]
     size = operand.shape[axis] - e.params["slice_sizes"][axis] + 1
 
@@ -141,6 +144,22 @@ def _gather(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
         return _picked(e, operand, [np.full(index.shape, float(k), object)], fill)
 
     return [_over_values(g, e, index.item(), size, one)]
+
+
+def _taken(g: Graph, e: Any, operand: Nodes, index: Nodes) -> Nodes:
+    """Whole slices at several unknown places along one axis, as `jax.numpy.take` makes them."""
+    d, axis = e.params["dimension_numbers"], e.params["dimension_numbers"].start_index_map[0]
+    plain = len(d.start_index_map) == 1 and d.collapsed_slice_dims == (axis,)
+    if not plain or d.operand_batching_dims or index.size * operand.size > MAX_CHOICES:
+        raise Unsupported("gather", "'gather' at several unknown indices has no fused form")
+    rows = np.moveaxis(operand, axis, 0)
+    taken = [
+        _over_values(g, e, i, len(rows), lambda k: np.asarray(rows[k], object))
+        for i in index.ravel()
+    ]
+    out = np.stack(taken).reshape(*index.shape[:-1], *rows.shape[1:])
+    batch = [k for k in range(out.ndim) if k not in d.offset_dims]
+    return np.transpose(out, np.argsort([*batch, *d.offset_dims]))
 
 
 @rule("dynamic_slice")
@@ -184,13 +203,34 @@ def _scatter(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
     if not _symbolic(index):
         return [_scattered(g, e, operand, index, update)]
     if index.size != 1:
-        raise Unsupported("scatter", "'scatter' at several unknown indices has no fused form")
+        return [_put(g, e, operand, index, update)]
     axis = e.params["dimension_numbers"].scatter_dims_to_operand_dims[0]
 
     def one(k: int) -> Nodes:
         return _scattered(g, e, operand, np.full(index.shape, float(k), object), update)
 
     return [_over_values(g, e, index.item(), operand.shape[axis], one)]
+
+
+def _put(g: Graph, e: Any, operand: Nodes, index: Nodes, update: Nodes) -> Nodes:
+    """The transpose of `_taken`: slices added, or written in order, at places along one axis."""
+    d, axis = (
+        e.params["dimension_numbers"],
+        e.params["dimension_numbers"].scatter_dims_to_operand_dims[0],
+    )
+    plain = len(d.scatter_dims_to_operand_dims) == 1 and d.inserted_window_dims == (axis,)
+    if not plain or d.operand_batching_dims or index.size * operand.size > MAX_CHOICES:
+        raise Unsupported("scatter", "'scatter' at several unknown indices has no fused form")
+    batch = [k for k in range(update.ndim) if k not in d.update_window_dims]
+    moved = np.moveaxis(operand, axis, 0)
+    out = moved.reshape(len(moved), -1).copy()
+    slices = np.transpose(update, [*batch, *d.update_window_dims]).reshape(index.size, -1)
+    for place, new in zip(index.ravel(), slices, strict=True):
+        for k in range(len(out)):
+            here = g.compare("eq", place, float(k))
+            changed = new if e.primitive.name == "scatter" else each(g.add, out[k], new)
+            out[k] = each(lambda y, n, t=here: g.select(t, y, n), changed, out[k])
+    return np.moveaxis(out.reshape(moved.shape), 0, axis)
 
 
 def _scattered(g: Graph, e: Any, operand: Nodes, index: Nodes, update: Nodes) -> Nodes:
