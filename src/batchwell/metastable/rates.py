@@ -218,7 +218,7 @@ def rates_from_counts(
         full = np.zeros((2, len(nodes), *jumps.shape[1:]))
         full[:, place] = merged, exposure
         inverse = np.array([inverse_temperature(sgd, int(b)) for b in nodes])
-        fit = fit_rates(*full, inverse, edges, draws, seed)
+        fit = fit_rates(full[0], full[1], inverse, edges, draws, seed)
     checks = memory_checks(counts)
     held = np.flatnonzero(merged.sum(axis=(0, 2)) < FEW)
     notes = (memory_note(checks), *_held_note([labels[i] for i in held]), *lost)
