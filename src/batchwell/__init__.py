@@ -19,6 +19,7 @@ _HOME = {
     "EXIT_METHODS": "exits",
     "Estimate": "estimate",
     "InputError": "errors",
+    "MarkovNetwork": "metastable",
     "NOISES": "noise",
     "PROBLEMS": "problems",
     "Problem": "problems",
@@ -46,6 +47,7 @@ _HOME = {
     "mean_exit_time": "exits",
     "moments": "law",
     "noise_law": "noise",
+    "optimal_schedule": "metastable",
     "problem": "problems",
     "quasi_potential": "action",
     "quench": "landscape",
@@ -55,7 +57,9 @@ _HOME = {
     "study": "studies",
     "sublevel": "domain",
     "transfer_operator": "law",
+    "transition_rates": "metastable",
     "validity": "verdicts",
+    "verify_schedules": "metastable",
     "weak_error": "weak",
 }
 

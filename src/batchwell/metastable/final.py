@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 from ..dynamics import SGD
 from ..ensemble import advance, start
 from ..errors import InputError, require, whole
-from ..landscape import UNDECIDED, Landscape, classify, quench
+from ..landscape import Landscape
+from .states import NOWHERE, UNLISTED, StateMap
 
 Progress = Callable[[int, int], None]
 
@@ -34,14 +35,14 @@ class FinalBasins:
         (M,) index into the landscape's minima; -1 for a minimum that its search did not list;
         -2 where no isolated minimum was reached.
     centers
-        (M, d) the minimum reached; NaN where none was.
+        (M, d) an image of the minimum reached; NaN where none was.
     """
 
     classes: np.ndarray
     centers: np.ndarray
 
 
-UNLISTED, NOWHERE = -1, -2
+__all__ = ["NOWHERE", "UNLISTED", "FinalBasins", "Stage", "final_basins", "stages"]
 
 
 def stages(batch_sizes: Sequence[int], examples: int) -> tuple[Stage, ...]:
@@ -113,11 +114,4 @@ def final_basins(
         done += steps
         if progress is not None:
             progress(done, total)
-    result = quench(sgd.loss, state.x, landscape.attractors, threads=threads)
-    kinds = classify(result.attractors.centers, landscape.minima, landscape.symmetry)
-    reached = result.labels != UNDECIDED
-    centers = np.full(state.x.shape, np.nan)
-    centers[reached] = result.attractors.centers[result.labels[reached]]
-    classes = np.full(len(state.x), NOWHERE)
-    classes[reached] = kinds[result.labels[reached]]
-    return FinalBasins(classes, centers)
+    return FinalBasins(*StateMap(landscape, threads).minima_of(state.x))

@@ -3,14 +3,29 @@
 Paths are looked at every `lag` steps and quenched; what happened between two looks is not seen.
 Expected numbers of jumps and times in each state given the looks are found by
 expectation-maximisation for a continuous-time Markov chain (Bladt & Sorensen, J. R. Statist. Soc. B
-67, 395 (2005)); where jumps are rare within a lag they are the plain counts.
+67, 395 (2005)); where jumps are rare within a lag they are the plain counts. Lags are about as long
+as stays: a look finds a share of paths astride a border, which come back as often as not, and a
+rate taken from short lags counts them as jumps (Prinz et al., J. Chem. Phys. 134, 174105 (2011)).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+
+from ..dynamics import SGD
+from ..ensemble import advance, start
+from ..errors import require, whole
+from ..landscape import Landscape
+from .exponential import exponential, exponential_slope
+from .states import StateMap
+
+PILOT_PATHS = 2  # per minimum
+LONGER = 4  # factor between the lags of two rounds
+FINE = 16  # looks per stay of the paths that are only tested for memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +59,12 @@ class JumpCounts:
     exposure
         (m,) expected SGD steps spent in each state.
     first_exits
-        (n, 4) of paths started at minima: state, steps watched, 1 if it was seen to have left its
-        state (0: censored), steps between looks.
-    mirror
-        (m,) pairs of looks in the same state but at another of its mirror images.
-    new_minima
+        (n, 4) of other paths, looked at more often: state started in, steps watched, 1 if it was
+        seen to have left (0: censored), steps between looks. Jumps are not counted in these.
+    series
+        (paths, looks + 1) states of the paths that were followed through all their jumps, at
+        ``looks[0].lag`` steps.
+    unlisted
         How many minima were met that the landscape does not list.
     """
 
@@ -57,5 +73,193 @@ class JumpCounts:
     jumps: np.ndarray = field(repr=False)
     exposure: np.ndarray = field(repr=False)
     first_exits: np.ndarray = field(repr=False)
-    mirror: np.ndarray = field(repr=False)
-    new_minima: int = 0
+    series: np.ndarray = field(repr=False)
+    unlisted: int = 0
+
+
+def count_jumps(
+    sgd: SGD,
+    landscape: Landscape,
+    paths: int = 16,
+    looks: int = 24,
+    horizon: int = 100_000,
+    target: int = 30,
+    seed: int = 0,
+    stream: str = "jumps",
+    threads: int | None = None,
+) -> JumpCounts:
+    """Follow SGD from every minimum of `landscape` and count its jumps.
+
+    Some paths are followed through all their jumps, looked at about once per typical stay. From
+    each minimum others are followed until they leave, looked at about once per stay there; where
+    that shows fewer than `target` exits, more of them at longer intervals, up to `horizon`. What
+    quenches to no listed minimum is state m - 1, "elsewhere".
+
+    Raises
+    ------
+    InputError
+        `horizon` shorter than one step per look.
+    Divergence
+        A path left the finite numbers.
+    """
+    paths, looks, target = whole("paths", paths), whole("looks", looks, 2), whole("target", target)
+    horizon = whole("horizon", horizon)
+    require(horizon >= looks, "horizon", horizon, f"must be at least looks = {looks}")
+    watch = _Watch(sgd, landscape, looks, seed, stream, threads)
+    longest = horizon // looks
+    stays = watch.typical_stays(horizon)
+    lags = np.clip(LONGER ** np.round(np.log(stays) / np.log(LONGER)), 1, longest)
+    series = watch.follow(np.repeat(np.arange(watch.m - 1), paths), int(np.median(lags)))
+    found = [Looks(int(np.median(lags)), _pairs(series, watch.m))]
+    left, lag = np.zeros(watch.m - 1), int(lags.min())
+    while True:
+        due = np.flatnonzero((lags <= lag) & (left < target))
+        if due.size:
+            part = watch.until_left(np.repeat(due, paths), lag, f"/lag-{lag}")
+            found.append(Looks(lag, _pairs(part, watch.m)))
+            left += _exit_counts(part, watch.m)
+        if lag >= longest:
+            break
+        lag = min(lag * LONGER, longest)
+    jumps, exposure = expected_jumps(found)
+    return JumpCounts(
+        sgd.batch_size,
+        tuple(found),
+        jumps,
+        exposure,
+        watch.exits(stays, paths, horizon),
+        series,
+        watch.states.unlisted,
+    )
+
+
+class _Watch:
+    """SGD from the minima of a landscape, looked at and quenched."""
+
+    def __init__(
+        self, sgd: SGD, landscape: Landscape, looks: int, seed: int, stream: str, threads: Any
+    ) -> None:
+        self.sgd, self.looks, self.seed, self.threads = sgd, looks, seed, threads
+        self.stream = f"{stream}-eta{sgd.learning_rate:g}-B{sgd.batch_size}"
+        self.states = StateMap(landscape, threads)
+        self.minima = np.array([p.x for p in landscape.minima])
+        self.m = len(self.minima) + 1
+
+    def begin(self, origin: np.ndarray, name: str) -> Any:
+        return start(self.sgd, self.minima[origin], len(origin), self.seed, self.stream + name)
+
+    def typical_stays(self, horizon: int) -> np.ndarray:
+        """Steps (m - 1,) after which all pilot paths from each minimum are seen to have left.
+
+        They are looked at ever more rarely; horizon where some has not left.
+        """
+        origin = np.repeat(np.arange(self.m - 1), PILOT_PATHS)
+        state, at = self.begin(origin, "/pilot"), 1
+        out = np.zeros(self.m - 1)
+        while state.step < horizon:
+            state = advance(self.sgd, state, min(at, horizon) - state.step, threads=self.threads)
+            out[origin] = state.step
+            keep = np.flatnonzero(self.states(state.x) == origin)
+            if not keep.size:
+                break
+            state, origin, at = state.take(keep), origin[keep], at * 2
+        return out
+
+    def follow(self, origin: np.ndarray, lag: int) -> np.ndarray:
+        """States (paths, looks + 1) through all jumps."""
+        state, out = self.begin(origin, ""), [origin]
+        for _ in range(self.looks):
+            state = advance(self.sgd, state, lag, threads=self.threads)
+            out.append(self.states(state.x))
+        return np.stack(out, axis=1)
+
+    def exits(self, stays: np.ndarray, paths: int, horizon: int) -> np.ndarray:
+        """First exits, looked at `FINE` times per stay, from states that are left at all."""
+        fine = np.maximum(LONGER ** np.round(np.log(stays / FINE) / np.log(LONGER)), 1)
+        rows = [np.empty((0, 4))]
+        for lag in np.unique(fine[stays < horizon]).astype(int):
+            due = np.flatnonzero((fine == lag) & (stays < horizon))
+            seen = self.until_left(np.repeat(due, paths), int(lag), f"/fine-{lag}", 3 * FINE)
+            rows.append(_first_exits(seen, int(lag)))
+        return np.concatenate(rows)
+
+    def until_left(
+        self, origin: np.ndarray, lag: int, name: str, looks: int | None = None
+    ) -> np.ndarray:
+        """States (paths, looks + 1) until the first look outside the origin; then -1."""
+        state, rows = self.begin(origin, name), np.arange(len(origin))
+        looks = self.looks if looks is None else looks
+        out = np.full((len(origin), looks + 1), -1)
+        out[:, 0] = origin
+        for k in range(1, looks + 1):
+            state = advance(self.sgd, state, lag, threads=self.threads)
+            out[rows, k] = self.states(state.x)
+            inside = out[rows, k] == origin[rows]
+            if not inside.any():
+                break
+            state, rows = state.take(np.flatnonzero(inside)), rows[inside]
+        return out
+
+
+def _pairs(series: np.ndarray, m: int) -> np.ndarray:
+    first, second = series[:, :-1].ravel(), series[:, 1:].ravel()
+    seen = (first >= 0) & (second >= 0)
+    out = np.zeros((m, m))
+    np.add.at(out, (first[seen], second[seen]), 1.0)
+    return out
+
+
+def _first_exits(series: np.ndarray, lag: int) -> np.ndarray:
+    """Rows (state, steps, observed, lag); an exit is placed amid its interval."""
+    out = (series != series[:, :1]) & (series >= 0)
+    observed = out.any(axis=1)
+    looks = np.where(observed, out.argmax(axis=1), series.shape[1] - 1)
+    steps = looks * lag - np.where(observed, (lag - 1) / 2, 0.0)
+    return np.column_stack([series[:, 0], steps, observed, np.full(len(series), lag)])
+
+
+def _exit_counts(series: np.ndarray, m: int) -> np.ndarray:
+    """How many paths were seen to leave each listed state (m - 1,)."""
+    left = ((series != series[:, :1]) & (series >= 0)).any(axis=1)
+    return np.bincount(series[left, 0], minlength=m)[: m - 1].astype(float)
+
+
+# -- what looks say about jumps ------------------------------------------------------------------
+def expected_jumps(
+    looks: Sequence[Looks], iterations: int = 200, tolerance: float = 1e-4
+) -> tuple[np.ndarray, np.ndarray]:
+    """(jumps (m, m), steps in each state (m,)) expected given pairs of looks, by EM.
+
+    At its fixed point ``jumps / steps`` is the generator of greatest likelihood. The E-step is the
+    derivative of the log-likelihood with respect to the generator, a Frechet derivative of the
+    exponential.
+
+    Examples
+    --------
+    >>> jumps, steps = expected_jumps([Looks(1, np.array([[990.0, 10.0], [0.0, 100.0]]))])
+    >>> bool(abs(jumps[0, 1] - 10) < 0.1), bool(990 < steps[0] < 1000)
+    (True, True)
+    """
+    m = len(looks[0].counts)
+    off = ~np.eye(m, dtype=bool)
+    jumps = sum((np.where(off, k.counts, 0.0) for k in looks), np.zeros((m, m)))
+    steps = sum((k.lag * k.counts.sum(axis=1) for k in looks), np.zeros(m))
+    for _ in range(iterations):
+        rates = np.divide(jumps, steps[:, None], out=np.zeros((m, m)), where=steps[:, None] > 0)
+        new, steps = _expectation(looks, rates)
+        change = np.abs(new - jumps).max(initial=0.0)
+        jumps = new
+        if change <= tolerance * max(1.0, jumps.max(initial=0.0)):
+            break
+    return jumps, steps
+
+
+def _expectation(looks: Sequence[Looks], rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    q = rates - np.diag(rates.sum(axis=1))
+    slope = np.zeros_like(q)
+    for seen in looks:
+        chance = exponential(q * seen.lag)
+        ratio = np.divide(seen.counts, chance, out=np.zeros_like(q), where=seen.counts > 0)
+        slope += seen.lag * exponential_slope(q.T * seen.lag, ratio)[1]
+    slope = np.maximum(slope, 0.0)
+    return rates * slope, np.diag(slope).copy()

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import expm
 
 from ..errors import InputError, RunError, positive, require
 from ..estimate import LEVEL, Estimate
 from ..law.markov import gth_factor
+from .exponential import exponential
 from .final import Stage
 
 ELSEWHERE = "elsewhere"
@@ -47,6 +47,8 @@ class MarkovNetwork:
         (m,) largest Hessian eigenvalue of each state; NaN for "elsewhere".
     losses
         (m,) loss of each state's minimum; NaN for "elsewhere".
+    starts
+        (m,) share of random starts that reach each state; all alike if not given.
     notes
         What the rates do not say.
     """
@@ -60,6 +62,7 @@ class MarkovNetwork:
     measured: tuple[float, float]
     sharpness: np.ndarray = field(repr=False)
     losses: np.ndarray = field(repr=False)
+    starts: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -74,6 +77,9 @@ class MarkovNetwork:
         require(inside, "edges", self.edges, f"must lie in 0 ... {m - 1}")
         loops = e > 0 and bool(np.any(self.edges[:, 0] == self.edges[:, 1]))
         require(not loops, "edges", self.edges, "must join different states")
+        if not len(self.starts):
+            object.__setattr__(self, "starts", np.full(m, 1.0 / m))
+        require(len(self.starts) == m, "starts", self.starts, f"must have length {m}")
         shape = self.log_rates.shape
         require(shape == (n, e), "log_rates", shape, f"must have shape ({n}, {e})")
         shape = self.draws.shape
@@ -191,13 +197,19 @@ def stationary_law(network: MarkovNetwork, batch_size: float) -> dict[str, Estim
 
 
 def stationary(generator: np.ndarray) -> np.ndarray:
-    """The stationary law (m,) of a generator (m, m) with one closed set of states."""
+    """The stationary law (m,) of a generator (m, m) with one closed set of states.
+
+    States that nothing leads to or from count as never visited.
+    """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
     rates = np.where(np.eye(len(generator), dtype=bool), 0.0, generator)
     count, part = connected_components(csr_array(rates > 0), connection="strong")
     closed = [c for c in range(count) if not rates[np.ix_(part == c, part != c)].any()]
+    if rates.any():
+        met = part[rates.any(axis=0) | rates.any(axis=1)]
+        closed = [c for c in closed if c in met]
     if len(closed) > 1:
         sets = [np.flatnonzero(part == c).tolist() for c in closed]
         raise RunError(f"no unique stationary law: the sets of states {sets} are never left")
@@ -218,11 +230,13 @@ def relaxation_times(network: MarkovNetwork, batch_size: float, count: int = 5) 
     value = _times(rate_matrix(network, batch_size))[:count]
     drawn = [_times(q)[:count] for q in drawn_rate_matrices(network, batch_size)]
     spread = np.array(drawn).reshape(-1, len(value))
-    return [_estimate(v, spread[:, k], "steps") for k, v in enumerate(value)]
+    return [_estimate(float(v), spread[:, k], "steps") for k, v in enumerate(value)]
 
 
 def _times(generator: np.ndarray) -> np.ndarray:
-    values = np.sort(np.linalg.eigvals(generator).real)[::-1][1:]
+    rates = np.where(np.eye(len(generator), dtype=bool), 0.0, generator)
+    met = np.flatnonzero(rates.any(axis=0) | rates.any(axis=1))  # others are never visited
+    values = np.sort(np.linalg.eigvals(generator[np.ix_(met, met)]).real)[::-1][1:]
     return -1.0 / np.minimum(values, -1e-300)
 
 
@@ -256,7 +270,7 @@ def propagators(network: MarkovNetwork, batch_size: float, steps: float) -> np.n
 
 def transition_matrix(generator: np.ndarray, steps: float) -> np.ndarray:
     """exp(Q steps) for generators (..., m, m): entries >= 0, rows of sum 1."""
-    out = np.maximum(expm(np.asarray(generator) * steps), 0.0)
+    out = exponential(np.asarray(generator) * steps)
     return out / out.sum(axis=-1, keepdims=True)
 
 
