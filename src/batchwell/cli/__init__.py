@@ -10,6 +10,7 @@ import click
 from .. import __version__
 from ..errors import BatchwellError
 from .exit import exit_times
+from .landscape import landscape
 from .problems import problems
 from .study import new, study
 from .weak import weak
@@ -44,5 +45,5 @@ def main(debug: bool) -> None:
     """What batch size and learning rate do to SGD on a nonconvex loss."""
 
 
-for command in (study, new, problems, weak, exit_times):
+for command in (study, new, landscape, problems, weak, exit_times):
     main.add_command(command)
