@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from .explore import Exploration, explore, with_explored
 from .minima import (
     Landscape,
     Minimum,
     classify,
+    extended,
     find_minima,
     landscape_of,
     letters,
@@ -14,6 +16,11 @@ from .minima import (
 )
 from .quench import UNDECIDED, Attractors, BasinMap, Quench, basin, polish, quench, reach
 from .saddles import NOWHERE, UNLISTED, Saddle, find_saddles
+from .sharpness import Sharpness, sharpness
+from .stationary import StationaryPoint, stationary_points
+from .survey import Survey, relisted, survey
+from .tree import Branch, DisconnectivityTree, disconnectivity_tree
+from .volumes import basin_volumes
 
 __all__ = [
     "NOWHERE",
@@ -21,12 +28,22 @@ __all__ = [
     "UNLISTED",
     "Attractors",
     "BasinMap",
+    "Branch",
+    "DisconnectivityTree",
+    "Exploration",
     "Landscape",
     "Minimum",
     "Quench",
     "Saddle",
+    "Sharpness",
+    "StationaryPoint",
+    "Survey",
     "basin",
+    "basin_volumes",
     "classify",
+    "disconnectivity_tree",
+    "explore",
+    "extended",
     "find_minima",
     "find_saddles",
     "landscape_of",
@@ -35,5 +52,10 @@ __all__ = [
     "polish",
     "quench",
     "reach",
+    "relisted",
     "shapes",
+    "sharpness",
+    "stationary_points",
+    "survey",
+    "with_explored",
 ]

@@ -17,62 +17,84 @@ from .._jax import jax, jnp, serial
 from ..loss import StochasticLoss
 
 Array = Any
-LONGEST_STEP = 0.03  # times 1 + |x|
+FIRST_RADIUS, LONGEST_STEP = 0.02, 0.2  # of a step, times 1 + |x|
+TRUSTED, GOOD = 0.5, 0.15  # error of the quadratic model, as a share of the gradient or its change
 ROUND, ROUNDS = 8, 12
 BATCH = 64
 
 
 def climb(
     loss: StochasticLoss, points: np.ndarray, directions: np.ndarray, tolerance: float
-) -> np.ndarray:
-    """Follow `directions` uphill from `points`, both (m, d); (k, d) where it came to rest.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Follow `directions` uphill from `points`, both (m, d), to where the climb comes to rest.
 
-    At rest means a gradient norm below `tolerance`; of which index such points are is left to
-    the caller.
+    Steps are as long as the quadratic model of F is right, so that the climb ends close by.
+
+    Returns
+    -------
+    tuple
+        Points (m, d), NaN where the gradient norm did not fall below `tolerance`, and the number of
+        steps taken (m,). Of which index the points are is left to the caller.
     """
-    found, x, way = [], np.array(points), np.array(directions)
+    out, taken = np.full(points.shape, np.nan), np.zeros(len(points), int)
+    rows, x, way = np.arange(len(points)), np.array(points), np.array(directions)
+    radius = FIRST_RADIUS * (1.0 + np.linalg.norm(x, axis=1))
     for _ in range(ROUNDS):
-        if not len(x):
+        if not len(rows):
             break
-        x, way, norms = _round(loss, x, way)
-        found.append(x[norms < tolerance])
-        going = np.isfinite(x).all(axis=1) & (norms >= tolerance)
-        x, way = x[going], way[going]
-    return np.concatenate(found) if found else np.array(points)
+        x, way, radius, norms = _round(loss, x, way, radius)
+        taken[rows] += ROUND
+        done = norms < tolerance
+        out[rows[done]] = x[done]
+        keep = np.isfinite(x).all(axis=1) & ~done
+        rows, x, way, radius = rows[keep], x[keep], way[keep], radius[keep]
+    return out, taken
 
 
-def _round(
-    loss: StochasticLoss, x: np.ndarray, way: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    parts = []
-    for k in range(0, len(x), BATCH):
-        here, there = x[k : k + BATCH], way[k : k + BATCH]
-        size = 8 if len(here) <= 8 else BATCH
-        fill = np.arange(size) % len(here)
-        out = _climber(loss)(here[fill], there[fill])
-        parts.append([np.asarray(a)[: len(here)] for a in out])
-    ends, ways, norms = (np.concatenate([p[i] for p in parts]) for i in range(3))
-    return ends, ways, norms
+def _round(loss: StochasticLoss, *state: np.ndarray) -> tuple[np.ndarray, ...]:
+    parts, count = [], len(state[0])
+    for k in range(0, count, BATCH):
+        here = [a[k : k + BATCH] for a in state]
+        # Two compiled shapes in all.
+        fill = np.arange(8 if len(here[0]) <= 8 else BATCH) % len(here[0])
+        out = _climber(loss)(*(a[fill] for a in here))
+        parts.append([np.asarray(a)[: len(here[0])] for a in out])
+    return tuple(np.concatenate([p[i] for p in parts]) for i in range(4))
 
 
 @lru_cache(maxsize=32)
-def _climber(loss: StochasticLoss) -> Callable[[Array, Array], Any]:
-    def step(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        x, way = state
-        gradient = loss.gradient(x)
-        values, vectors = jnp.linalg.eigh(loss.hessian(x))
+def _climber(loss: StochasticLoss) -> Callable[..., Any]:
+    def step(_: int, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        x, way, radius, gradient = state
+        hessian = loss.hessian(x)
+        values, vectors = jnp.linalg.eigh(hessian)
         # As soon as one direction curves down it is the way; until then the one given is kept.
         nearest = jnp.argmax(jnp.abs(way @ vectors))
         mode = jnp.where(values[0] < 0, 0, nearest)
         signs = jnp.where(jnp.arange(x.shape[0]) == mode, -1.0, 1.0)
-        size = jnp.maximum(jnp.abs(values), 1e-12 * jnp.max(jnp.abs(values)))
-        move = -vectors @ (signs * (vectors.T @ gradient) / size)
-        longest = LONGEST_STEP * (1.0 + jnp.linalg.norm(x))
-        move = move * jnp.minimum(1.0, longest / (jnp.linalg.norm(move) + 1e-300))
-        return x + move, vectors[:, mode]
+        slopes = vectors.T @ gradient
+        # No component is longer than the radius: a vanishing curvature would drown all others.
+        move = -vectors @ (
+            signs * slopes / jnp.maximum(jnp.abs(values), jnp.abs(slopes) / radius + 1e-300)
+        )
+        move = move * jnp.minimum(1.0, radius / (jnp.linalg.norm(move) + 1e-300))
+        there = loss.gradient(x + move)
+        change = hessian @ move
+        size = jnp.maximum(jnp.linalg.norm(change), jnp.linalg.norm(gradient))
+        error = jnp.linalg.norm(there - gradient - change) / (size + 1e-300)
+        good = error < TRUSTED
+        radius = radius * jnp.where(good, jnp.where(error < GOOD, 2.0, 1.0), 0.3)
+        radius = jnp.minimum(radius, LONGEST_STEP * (1.0 + jnp.linalg.norm(x)))
+        return (
+            jnp.where(good, x + move, x),
+            vectors[:, mode],
+            radius,
+            jnp.where(good, there, gradient),
+        )
 
-    def one(x: Array, way: Array) -> tuple[Array, Array, Array]:
-        x, way = jax.lax.fori_loop(0, ROUND, step, (x, way))
-        return x, way, jnp.linalg.norm(loss.gradient(x))
+    def one(x: Array, way: Array, radius: Array) -> tuple[Array, ...]:
+        begin = (x, way, radius, loss.gradient(x))
+        x, way, radius, gradient = jax.lax.fori_loop(0, ROUND, step, begin)
+        return x, way, radius, jnp.linalg.norm(gradient)
 
     return serial(jax.jit(jax.vmap(one)))

@@ -2,9 +2,8 @@
 
 Flow ``dx/dt = -grad F`` is followed adaptively (`ensemble.gradient_flow`; after a first stretch by
 a method that takes long steps along flat valleys) until it enters the
-*trust region* of a known attractor: an ellipsoid ``(x - c)^T H (x - c) < r^2`` on which that
-quadratic form was found to fall along the flow in every sampled direction, so that the flow cannot
-leave it again. Points that reach no known region get a Newton search from where they are; minima
+*trust region* of a known attractor: a ball ``|x - c| < r`` on which that distance was found to fall
+along the flow in every direction tried, so that the flow cannot leave it again. Points that reach no known region get a Newton search from where they are; minima
 found so join the known attractors, and the flow decides which one is reached.
 """
 
@@ -32,9 +31,11 @@ FIRST_STEP = 0.1
 FLOW_TOLERANCE = 1e-3  # error per step of the flow, in units of x
 FIRST_BLOCK, HOME_BLOCK, MAX_STEPS = 64, 150, 4000
 VALLEY_STAGES = 15  # of the stabilised method, after FIRST_BLOCK plain steps
-TRUST_SAFETY = 0.8  # share of the sampled radius that is trusted
+TRUST_SAFETY = 0.5  # share of the radius found that is trusted
 TRUST_DIRECTIONS = 128
-COARSE = 5  # shells of the trust radius' search at a time
+TRUST_STARTS, TRUST_STEPS = 16, 32  # of the search for rising directions
+FIRST_SHELL, LAST_SHELL, GROWTH = 0.02, 10.0, 1.5  # times 1 + |c|; shell to shell
+SAME_IMAGE = 1e-9  # relative difference of images of one minimum
 FLAT = 1e-8  # smallest Hessian eigenvalue, relative to the largest, of an isolated minimum
 STATIONARY = 1e-9  # gradient norm of a polished minimum
 RUNAWAY = 1e8  # times the starts' own size: no minimum is there
@@ -53,7 +54,7 @@ class Attractors:
     centers
         (K, d) minima, Newton-polished.
     roots
-        (K, d, d) matrices R with R^T R the Hessian: region ``|R (x - c)| < radius``.
+        (K, d, d) matrices R of the regions ``|R (x - c)| < radius``: 1 for balls.
     radii
         (K,).
     """
@@ -271,62 +272,108 @@ def _polisher(loss: StochasticLoss, iterations: int) -> Callable[[Array], Any]:
 
 def add_attractor(loss: StochasticLoss, known: Attractors, center: np.ndarray) -> Attractors:
     """`known` and the minimum `center` (d,) with its trust region."""
-    hessian = np.asarray(_hessian(loss)(center))
-    values, vectors = np.linalg.eigh(hessian)
+    values, vectors = (np.asarray(a) for a in _spectrum(loss)(center))
     if values[0] <= FLAT * values[-1]:
         raise InputError(
             "minimum",
             f"Hessian eigenvalue {values[0]:.3g}",
             "must be isolated: all Hessian eigenvalues positive (add weight decay to a flat loss)",
         )
-    root = np.sqrt(values)[:, None] * vectors.T
-    radius = TRUST_SAFETY * _trust_radius(loss, center, hessian, vectors / np.sqrt(values))
+    radius = _radius_of_image(loss, known, center, values)
+    if radius is None:
+        radius = TRUST_SAFETY * _trust_radius(loss, center, values, vectors)
     return Attractors(
         np.concatenate([known.centers, center[None]]),
-        np.concatenate([known.roots, root[None]]),
+        np.concatenate([known.roots, np.eye(loss.dim)[None]]),
         np.append(known.radii, radius),
     )
 
 
-def _trust_radius(
-    loss: StochasticLoss, center: np.ndarray, hessian: np.ndarray, spread: np.ndarray
-) -> float:
-    """Largest r so that (x-c)^T H (x-c) falls along the flow on all sampled shells up to r.
+def _radius_of_image(
+    loss: StochasticLoss, known: Attractors, center: np.ndarray, values: np.ndarray
+) -> float | None:
+    """The radius of a known minimum of the same norm, loss and spectrum: an image of this one.
 
-    Its derivative is -2 (x-c)^T H grad F. Shells grow geometrically until one fails.
+    Symmetries here are moves that keep distances, so that images share their radius.
     """
+    norms = np.linalg.norm(known.centers, axis=1)
+    size = float(np.linalg.norm(center))
+    for k in np.flatnonzero(np.abs(norms - size) <= SAME_IMAGE * (1.0 + size)):
+        other = known.centers[k]
+        losses = [float(_mean(loss)(x)) for x in (center, other)]
+        if abs(losses[0] - losses[1]) <= SAME_IMAGE * (1.0 + abs(losses[0])):
+            theirs = np.asarray(_spectrum(loss)(other)[0])
+            if np.abs(theirs - values).max() <= SAME_IMAGE * values[-1]:
+                return float(known.radii[k])
+    return None
+
+
+def _trust_radius(
+    loss: StochasticLoss, center: np.ndarray, values: np.ndarray, vectors: np.ndarray
+) -> float:
+    """Largest r so that |x - c|^2 falls along the flow on the shells tried up to r.
+
+    Its derivative is -2 (x - c)^T grad F. On each shell random directions are tried, and then a
+    descent to a rising one is begun from the worst of them: samples alone miss narrow ways out
+    in many dimensions, and a saddle within the region would make quenches wrong.
+    """
+    u, falls = _directions(values, vectors), _descent(loss)
+    scale = 1.0 + float(np.linalg.norm(center))
+    good = FIRST_SHELL * scale
+    while not bool(falls(center, u, good)):
+        good /= GROWTH**2
+        if good < 1e-9 * scale:
+            return 0.0
+    while good < LAST_SHELL * scale and bool(falls(center, u, good * GROWTH)):
+        good *= GROWTH
+    finer = good * GROWTH**0.5
+    return finer if bool(falls(center, u, finer)) else good
+
+
+def _directions(values: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Unit vectors (m, d): the Hessian's axes, random ones, and random ones along flat ways."""
     rng = generator(1705_07562, "trust-region")
-    u = rng.standard_normal((TRUST_DIRECTIONS, loss.dim))
-    u = np.concatenate([u / np.linalg.norm(u, axis=1, keepdims=True), np.eye(loss.dim)])
-    shell = np.concatenate([u, -u]) @ spread.T
-    falls, shells = _descent(loss), np.geomspace(1e-3, 1e3, 61)
-
-    def first_failure(rows: np.ndarray) -> int:
-        """Place in `rows` of the first shell on which the form does not fall."""
-        for place, row in enumerate(rows):
-            if not bool(falls(center, hessian, shells[row] * shell)):
-                return place
-        return len(rows)
-
-    # Coarse shells first, then those between the last good one and the first bad one.
-    coarse = np.arange(COARSE - 1, len(shells), COARSE)
-    low = first_failure(coarse) * COARSE
-    count = low + first_failure(np.arange(low, min(low + COARSE, len(shells))))
-    return float(shells[count - 1]) if count else 0.0
+    random = rng.standard_normal((TRUST_DIRECTIONS, len(values)))
+    random[::2] /= np.sqrt(values)
+    random /= np.linalg.norm(random, axis=1, keepdims=True)
+    u = np.concatenate([vectors.T, random @ vectors.T])
+    return np.concatenate([u, -u])
 
 
 @lru_cache(maxsize=32)
 def _descent(loss: StochasticLoss) -> Callable[..., Any]:
-    def falls(center: Array, hessian: Array, offsets: Array) -> Array:
-        gradients = jax.vmap(loss.gradient)(center + offsets)
-        return jnp.all(jnp.einsum("ni,ij,nj->n", offsets, hessian, gradients) > 0)
+    """Whether the distance from a minimum falls everywhere on a shell around it."""
+
+    def falls(center: Array, u: Array, radius: Array) -> Array:
+        def at(v: Array) -> Array:
+            """Slope against that of a quadratic F: 1 near the minimum."""
+            way = v / jnp.linalg.norm(v)
+            slope = jnp.dot(way, loss.gradient(center + radius * way))
+            return slope / (radius * (way @ curvature @ way))
+
+        def step(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            v, lowest = state
+            value, uphill = jax.value_and_grad(at)(v)
+            move = v - 0.3 * 0.9**k * uphill / (jnp.linalg.norm(uphill) + 1e-300)
+            return move / jnp.linalg.norm(move), jnp.minimum(value, lowest)
+
+        curvature = loss.hessian(center)
+        values = jax.vmap(at)(u)
+        worst = u[jnp.argsort(values)[:TRUST_STARTS]]
+        search = jax.vmap(lambda v: jax.lax.fori_loop(0, TRUST_STEPS, step, (v, jnp.inf)))
+        return (jnp.min(values) > 0) & (jnp.min(search(worst)[1]) > 0)
 
     return serial(jax.jit(falls))
 
 
 @lru_cache(maxsize=32)
-def _hessian(loss: StochasticLoss) -> Callable[[Array], Array]:
-    return serial(jax.jit(loss.hessian))
+def _spectrum(loss: StochasticLoss) -> Callable[[Array], Any]:
+    return serial(jax.jit(lambda x: jnp.linalg.eigh(loss.hessian(x))))
+
+
+@lru_cache(maxsize=32)
+def _mean(loss: StochasticLoss) -> Callable[[Array], Array]:
+    return serial(jax.jit(loss.mean))
 
 
 @dataclass

@@ -15,7 +15,8 @@ from .spectrum import largest_curvature, lowest_modes
 from .strings import descents, lines, relax, summits
 
 UNLISTED, NOWHERE = -1, -2
-NEIGHBOURS, SOFTEST, REPAIRS = 5, 2, 2
+NEIGHBOURS, SOFTEST, REPAIRS = 3, 1, 1
+CROSSED = "string over a crossing"
 KICK = 1e-3  # distance of the descents' starts from a saddle, times 1 + |x|
 Progress = Callable[[int, int], None]
 Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
@@ -133,11 +134,11 @@ def find_saddles(
         if progress is not None:
             progress(done, stages)
 
-    search.climb_from_minima(softest)
+    search.stretch(pairs, CROSSED, over=True)
     report()
     search.stretch(near_pairs(landscape, neighbours), "string")
     report()
-    search.stretch(pairs, "string over a crossing", over=True)
+    search.climb_from_minima(softest)
     report()
     for _ in range(repairs):
         apart = search.pairs_between_parts(neighbours)
@@ -213,10 +214,10 @@ class _Search:
                 (symmetry.distance(minima[j].x, minima[i].x), int(i), int(j))
                 for i in inside
                 for j in outside
-                if (min(i, j), max(i, j)) not in self.tried
+                if (int(min(i, j)), int(max(i, j))) not in self.tried
             ]
             for _, i, j in sorted(near)[: 2 * neighbours]:
-                self.tried.add((min(i, j), max(i, j)))
+                self.tried.add((int(min(i, j)), int(max(i, j))))
                 out.append((minima[i].x, symmetry.align(minima[j].x, minima[i].x)))
         return out
 
@@ -225,8 +226,9 @@ class _Search:
         return tuple(replace(s, label=f"S{k + 1}") for k, s in enumerate(ranked))
 
     def _climb(self, points: np.ndarray, ways: np.ndarray, method: str) -> None:
-        ends = climb(self.loss, points, ways, STATIONARY)
-        fresh = [s for s in (self._saddle(x, method) for x in ends) if s is not None]
+        ends, _ = climb(self.loss, points, ways, STATIONARY)
+        at_rest = ends[np.isfinite(ends).all(axis=1)]
+        fresh = [s for s in (self._saddle(x, method) for x in at_rest) if s is not None]
         new: list[Saddle] = []
         for saddle in fresh:
             if not any(self._same(saddle, other) for other in [*self.found, *new]):
