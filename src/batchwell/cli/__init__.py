@@ -10,6 +10,7 @@ import click
 from .. import __version__
 from ..errors import BatchwellError
 from .exit import exit_times
+from .landscape import landscape
 from .problems import problems
 from .study import new, study
 from .train_report import train_report
@@ -45,5 +46,5 @@ def main(debug: bool) -> None:
     """What batch size and learning rate do to SGD on a nonconvex loss."""
 
 
-for command in (study, new, problems, weak, exit_times, train_report):
+for command in (study, new, problems, weak, exit_times, landscape, train_report):
     main.add_command(command)

@@ -16,7 +16,11 @@ from .minima import (
 )
 from .quench import UNDECIDED, Attractors, BasinMap, Quench, basin, polish, quench, reach
 from .saddles import NOWHERE, UNLISTED, Saddle, find_saddles
+from .sharpness import Sharpness, sharpness
+from .stationary import StationaryPoint, stationary_points
 from .survey import Survey, relisted, survey
+from .tree import Branch, DisconnectivityTree, disconnectivity_tree
+from .volumes import basin_volumes
 
 __all__ = [
     "NOWHERE",
@@ -24,14 +28,20 @@ __all__ = [
     "UNLISTED",
     "Attractors",
     "BasinMap",
+    "Branch",
+    "DisconnectivityTree",
     "Exploration",
     "Landscape",
     "Minimum",
     "Quench",
     "Saddle",
+    "Sharpness",
+    "StationaryPoint",
     "Survey",
     "basin",
+    "basin_volumes",
     "classify",
+    "disconnectivity_tree",
     "explore",
     "extended",
     "find_minima",
@@ -44,6 +54,8 @@ __all__ = [
     "reach",
     "relisted",
     "shapes",
+    "sharpness",
+    "stationary_points",
     "survey",
     "with_explored",
 ]

@@ -76,3 +76,8 @@ def _dense(loss: StochasticLoss) -> Callable[[Array], Any]:
 @lru_cache(maxsize=32)
 def _product(loss: StochasticLoss) -> Callable[[Array, Array], Array]:
     return serial(jax.jit(loss.hessian_vector))
+
+
+def hessian_spectrum(loss: StochasticLoss, x: np.ndarray) -> np.ndarray:
+    """All eigenvalues of the Hessian at x (d,), rising; for at most `DENSE` parameters."""
+    return np.asarray(_dense(loss)(x)[0])

@@ -19,6 +19,7 @@ from .analytic import (
 )
 from .base import KnownAnswer, Problem
 from .real import breast_cancer_logistic, breast_cancer_network
+from .surfaces import himmelblau, mueller_brown, product_wells, two_basins
 
 __all__ = ["PROBLEMS", "KnownAnswer", "Problem", "problem"]
 
@@ -29,6 +30,10 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "linear-saddle": linear_saddle,
     "quadratic": quadratic,
     "least-squares": least_squares,
+    "two-basins": two_basins,
+    "mueller-brown": mueller_brown,
+    "himmelblau": himmelblau,
+    "product-wells": product_wells,
     "breast-cancer-logistic": breast_cancer_logistic,
     "breast-cancer-network": breast_cancer_network,
 }

@@ -151,4 +151,36 @@ BIBLIOGRAPHY: Mapping[str, Reference] = {
         "SIAM Journal on Scientific Computing 20 (1999), 1456-1480",
         "gradient flow along flat valleys",
     ),
+    "string-method": Reference(
+        "W. E, W. Ren, E. Vanden-Eijnden",
+        "Simplified and improved string method for computing the minimum energy paths in "
+        "barrier-crossing events",
+        "Journal of Chemical Physics 126 (2007), 164103",
+        "paths over passes between minima",
+    ),
+    "eigenvector-following": Reference(
+        "C. J. Cerjan, W. H. Miller",
+        "On finding transition states",
+        "Journal of Chemical Physics 75 (1981), 2800-2806",
+        "climbing to a saddle along one direction",
+    ),
+    "becker-karplus": Reference(
+        "O. M. Becker, M. Karplus",
+        "The topology of multidimensional potential energy surfaces: theory and application to "
+        "peptide structure and kinetics",
+        "Journal of Chemical Physics 106 (1997), 1495-1517",
+        "disconnectivity trees",
+    ),
+    "pontryagin": Reference(
+        "L. S. Pontryagin, V. G. Boltyanskii, R. V. Gamkrelidze, E. F. Mishchenko",
+        "The Mathematical Theory of Optimal Processes",
+        "Interscience (1962)",
+        "the batch size over time by optimal control",
+    ),
+    "hajek": Reference(
+        "B. Hajek",
+        "Cooling schedules for optimal annealing",
+        "Mathematics of Operations Research 13 (1988), 311-329",
+        "batches that grow like the logarithm of time",
+    ),
 }

@@ -1,0 +1,117 @@
+"""The answer of a landscape's study in plain words."""
+
+from __future__ import annotations
+
+import math
+
+from ...metastable import escape_time
+from .. import wording
+from .reading import LandscapeResult, cells, quarters
+
+
+def answer(result: LandscapeResult) -> str:
+    """What was found, the schedule first; paragraphs separated by empty lines.
+
+    >>> answer(LandscapeResult("demo", "Demo", {}, 1000))
+    'This study is not finished, and there is no answer yet.'
+    """
+    if result.landscape is None:
+        return "This study is not finished, and there is no answer yet."
+    parts = [*_schedule(result), _landscape(result), *_stays(result), *_trust(result)]
+    return "\n\n".join(parts)
+
+
+def _schedule(result: LandscapeResult) -> list[str]:
+    if result.plan is None:
+        return []
+    plan = result.plan
+    gain, best = plan.growth_gain, plan.growing
+    share = wording.percent
+    aim = f"{wording.whole(result.budget)} examples"
+    constant = plan.constant.batch_sizes[0]
+    chances = (
+        f"{share(best.score.value)} of runs end among the flattest quarter of the minima, against "
+        f"{share(plan.constant.score.value)} at the best constant batch, B = {constant}"
+    )
+    sizes = _steps(best.batch_sizes)
+    if gain.interval[0] > 0:
+        head = f"Growing the batch pays: with {aim}, {sizes}, {chances} (predicted)."
+    else:
+        head = (
+            f"Growing the batch does not pay here: with {aim}, the best schedule that grows "
+            f"({sizes}) is predicted to be no better than a constant batch beyond what the rates "
+            f"leave open; {chances}."
+        )
+    return [head + _measured_gain(result)]
+
+
+def _steps(sizes: tuple[int, ...]) -> str:
+    distinct = list(dict.fromkeys(sizes))
+    if len(distinct) > 5:
+        return f"B from {distinct[0]} to {distinct[-1]} in {len(distinct)} steps"
+    return "B = " + ", then ".join(str(b) for b in distinct)
+
+
+def _measured_gain(result: LandscapeResult) -> str:
+    assert result.plan is not None
+    assert result.rates is not None
+    flat, _ = quarters(result.rates.network)
+    found = {run.schedule.name: run.measured(flat)[-1] for run in result.runs}
+    a, b = (found.get(s.name) for s in (result.plan.growing, result.plan.constant))
+    if a is None or b is None:
+        return ""
+    error = math.hypot(a.stderr, b.stderr)
+    clear = abs(a.value - b.value) > 1.96 * error
+    verdict = "a difference beyond chance" if clear else "a difference within chance"
+    return f" Run for real, they gave {wording.share(a)} and {wording.share(b)}: {verdict}."
+
+
+def _landscape(result: LandscapeResult) -> str:
+    assert result.landscape is not None
+    minima = result.landscape.minima
+    joins = sum(s.joins for s in result.saddles)
+    text = (
+        f"The search found {wording.counted(len(minima), 'minimum', 'minima')} (λmax from "
+        f"{wording.number(minima[0].lambda_max)} to {wording.number(minima[-1].lambda_max)}) and "
+        f"{wording.counted(joins, 'pass', 'passes')} between two of them."
+    )
+    explained, total = result.joined_crossings
+    if total:
+        text += (
+            f" Of {wording.counted(total, 'pair')} of minima between which SGD was seen to pass, "
+            f"{explained} are joined by a pass that was found."
+        )
+    return text
+
+
+def _stays(result: LandscapeResult) -> list[str]:
+    if result.rates is None or result.landscape is None:
+        return []
+    rates, often = result.rates, [m for m in result.landscape.minima if m.starts > 0]
+    if len(often) < 2:
+        return []
+    flat, sharp = often[0].label, often[-1].label
+    small, large = rates.batch_sizes[0], rates.batch_sizes[-1]
+
+    def stay(label: str, size: int) -> str:
+        value = escape_time(rates.network, label, size).value
+        return wording.spoken(value) if math.isfinite(value) else "no seen end of"
+
+    return [
+        f"At η = {rates.learning_rate:g} the network predicts that SGD stays in the flattest "
+        f"minimum that starts reached ({flat}) {stay(flat, small)} steps at B = {small} and "
+        f"{stay(flat, large)} at B = {large}; in the sharpest ({sharp}) {stay(sharp, small)} and "
+        f"{stay(sharp, large)}."
+    ]
+
+
+def _trust(result: LandscapeResult) -> list[str]:
+    found = cells(result)
+    if not found:
+        return []
+    inside, close = sum(c.inside for c in found), sum(c.apart <= 1.96 for c in found)
+    return [
+        f"Predictions held against runs that the rates did not see: of {len(found)} final shares "
+        f"of single basins, {inside} lie inside the measured 95% interval, and {close} within what "
+        "prediction and measurement leave open together."
+    ]

@@ -1,0 +1,110 @@
+"""Landscapes and jump counts as arrays of a run directory, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..landscape import UNDECIDED, Attractors, Landscape, Minimum, Saddle, Survey, letters, shapes
+from ..loss import StochasticLoss
+from ..metastable import JumpCounts, Looks
+from ..runs import RunDirectory
+from ..symmetry import Symmetry
+
+Arrays = Mapping[str, np.ndarray]
+Facts = Mapping[str, Any]
+
+
+def survey_arrays(found: Survey) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Minima, saddles and crossings as (arrays, facts)."""
+    scape, saddles = found.landscape, found.saddles
+    own = [m.attractor for m in scape.minima]
+    pairs = sorted(found.crossed.items())
+    reached = [UNDECIDED if k == UNDECIDED else int(scape.classes[k]) for k in scape.labels]
+    two = np.array([[*s.eigenvalues, np.nan][:2] for s in saddles]).reshape(-1, 2)
+    arrays = {
+        "x": np.array([m.x for m in scape.minima]),
+        "starts": np.array([m.starts for m in scape.minima]),
+        "radii": scape.attractors.radii[own],
+        "reached": np.array(reached),
+        "saddle_x": _rows([s.x for s in saddles], scape.loss.dim),
+        "saddle_loss": np.array([s.loss for s in saddles]),
+        "saddle_eigenvalues": two,
+        "saddle_direction": _rows([s.direction for s in saddles], scape.loss.dim),
+        "saddle_ends": np.array([s.ends for s in saddles], dtype=int).reshape(-1, 2),
+        "saddle_end_points": np.array([s.end_points for s in saddles]).reshape(
+            -1, 2, scape.loss.dim
+        ),
+        "saddle_gradient_norm": np.array([s.gradient_norm for s in saddles]),
+        "crossed": np.array([(*p, n) for p, n in pairs], dtype=int).reshape(-1, 3),
+    }
+    return arrays, {"methods": [s.method for s in saddles]}
+
+
+def _rows(vectors: list[np.ndarray], dim: int) -> np.ndarray:
+    return np.array(vectors, dtype=np.float64).reshape(-1, dim)
+
+
+def read_survey(
+    loss: StochasticLoss, symmetry: Symmetry, arrays: Arrays, facts: Facts
+) -> tuple[Landscape, tuple[Saddle, ...], dict[tuple[int, int], int]]:
+    """The landscape, its saddles, and how often SGD passed between which minima."""
+    x = arrays["x"]
+    known = Attractors(x, np.tile(np.eye(loss.dim), (len(x), 1, 1)), arrays["radii"])
+    rows = shapes(loss, x)
+    minima = tuple(
+        Minimum(
+            label=letters(k),
+            x=x[k],
+            starts=int(arrays["starts"][k]),
+            attractor=k,
+            **{name: float(values[k]) for name, values in rows.items()},
+        )
+        for k in range(len(x))
+    )
+    scape = Landscape(loss, symmetry, minima, known, np.arange(len(x)), arrays["reached"])
+    saddles = tuple(
+        Saddle(
+            f"S{k + 1}",
+            arrays["saddle_x"][k],
+            float(arrays["saddle_loss"][k]),
+            arrays["saddle_eigenvalues"][k][: min(2, loss.dim)],
+            arrays["saddle_direction"][k],
+            (int(arrays["saddle_ends"][k, 0]), int(arrays["saddle_ends"][k, 1])),
+            arrays["saddle_end_points"][k],
+            float(arrays["saddle_gradient_norm"][k]),
+            str(method),
+        )
+        for k, method in enumerate(facts["methods"])
+    )
+    crossed = {(int(a), int(b)): int(n) for a, b, n in arrays["crossed"]}
+    return scape, saddles, crossed
+
+
+def write_counts(run: RunDirectory, name: str, counts: JumpCounts) -> None:
+    """Store what simulation at one batch size showed."""
+    arrays = {
+        "lags": np.array([k.lag for k in counts.looks]),
+        "counts": np.array([k.counts for k in counts.looks]),
+        "jumps": counts.jumps,
+        "exposure": counts.exposure,
+        "first_exits": counts.first_exits,
+        "series": counts.series,
+    }
+    run.write_chunk(name, arrays, {"unlisted": counts.unlisted})
+
+
+def read_counts(batch_size: int, arrays: Arrays, facts: Facts) -> JumpCounts:
+    """The inverse of `write_counts`."""
+    looks = zip(arrays["lags"], arrays["counts"], strict=True)
+    return JumpCounts(
+        batch_size,
+        tuple(Looks(int(lag), counts) for lag, counts in looks),
+        arrays["jumps"],
+        arrays["exposure"],
+        arrays["first_exits"],
+        arrays["series"],
+        int(facts["unlisted"]),
+    )
