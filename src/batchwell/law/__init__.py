@@ -12,6 +12,7 @@ Ask many (every time in SGD steps; every scalar an `Estimate` with its discretis
     atoms of a few steps on finite data.
     `stationary`, `stationary_expectation`, `quasi_stationary`, `quasi_stationary_exit`.
     `spectrum`, `relaxation_time`. `total_variation`, `wasserstein`, `resample` compare laws.
+    `exit_time_bounds`, `transport_error`: finite data in 1-D, enclosed from both sides.
 Moments (any dimension, quadratic losses; exact)
     `moments`, `stationary_moments`, `mean_square_growth`, `stability_limit`, `expected_loss`,
     `exact_ornstein_uhlenbeck`, `batch_factors`.
@@ -22,6 +23,7 @@ Which one when: quadratic loss and a polynomial question, moments; one or two pa
 
 from __future__ import annotations
 
+from .bounds import exit_time_bounds, transport_error
 from .chain import exit_time_map
 from .generator import generator
 from .interval import interval
@@ -78,6 +80,7 @@ __all__ = [
     "exact_ornstein_uhlenbeck",
     "exit_position",
     "exit_time",
+    "exit_time_bounds",
     "exit_time_map",
     "exit_time_variance",
     "exit_time_variation",
@@ -102,5 +105,6 @@ __all__ = [
     "stationary_moments",
     "total_variation",
     "transfer_operator",
+    "transport_error",
     "wasserstein",
 ]

@@ -6,7 +6,8 @@ Three discretisations of mu -> law of x - eta g(x):
            spectrally; every rate is non-negative and exits come from the noise's own tails.
 "hat"      densities with kinks, and finite data: mass that lands between two grid points is split
            between them, which keeps mass, mean and sign. Second order in the mesh.
-"spectral" finite data, expectations only: values interpolated by polynomials on panels.
+"spectral" expectations only: values interpolated by polynomials on panels; a density is replaced
+           by its Gauss rule.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..dynamics import SGD
 from ..errors import InputError, one_of, require, whole
 from .fields import evaluate
 from .interval import Interval, Place, interval
-from .kernel import AtomKernel, DensityKernel, Kernel, kernel
+from .kernel import AtomKernel, DensityKernel, Kernel, RuleKernel, kernel, points_of
 from .markov import gth_factor
 from .memory import check_bytes, check_memory
 from .operator import Operator
@@ -35,6 +36,8 @@ PANEL = 16  # nodes per panel of the fine mesh
 COARSE_PANEL = 12
 PANEL_WIDTH = 3.5  # standard deviations of one step per panel
 HAT_NODES = 1600
+# Gauss nodes of the noise in expectations of smooth functions.
+RULE, COARSE_RULE = 24, 20
 MAX_NODES = 40000
 METHODS = ("auto", "nystrom", "hat", "spectral")
 
@@ -58,8 +61,6 @@ def chain_operator(
         assert isinstance(step, DensityKernel)
         return _nystrom(step, ends, nodes)
     if method == "spectral":
-        if not isinstance(step, AtomKernel):
-            raise InputError("method", method, "is for finite data or noise with atoms")
         return _spectral(step, ends, nodes)
     return _hat(step, ends, nodes)
 
@@ -179,9 +180,9 @@ def _hat_on(step: Kernel, ends: Interval, count: int, coarse: Operator | None) -
     )
 
 
-def _image(step: Kernel, y: Floats) -> Floats:
+def _image(step: Kernel | RuleKernel, y: Floats) -> Floats:
     """Ends (n, 2) of where one step from each node can land."""
-    if isinstance(step, AtomKernel):
+    if not isinstance(step, DensityKernel):
         to = step.images(y[:, None])[:, :, 0]
         return np.stack([to.min(axis=1), to.max(axis=1)], axis=1)
     centre, spread = step.centre(y[:, None])[:, 0], step.spread(y[:, None])
@@ -261,18 +262,22 @@ def _cell_rows(step: DensityKernel, ends: Interval, y: Floats) -> Row:
 # ----------------------------------------------------------------- spectral
 
 
-def _spectral(step: AtomKernel, ends: Interval, nodes: int | None) -> Operator:
+def _spectral(step: Kernel, ends: Interval, nodes: int | None) -> Operator:
     panels = max(2, (320 if nodes is None else whole("nodes", nodes, 32)) // PANEL)
     edges = np.linspace(ends.lower, ends.upper, panels + 1)
-    coarse = _spectral_on(step, ends, edges, COARSE_PANEL, None)
-    return _spectral_on(step, ends, edges, PANEL, coarse)
+    coarse = _spectral_on(points_of(step, COARSE_RULE), ends, edges, COARSE_PANEL, None)
+    return _spectral_on(points_of(step, RULE), ends, edges, PANEL, coarse)
 
 
 def _spectral_on(
-    step: AtomKernel, ends: Interval, edges: Floats, q: int, coarse: Operator | None
+    step: AtomKernel | RuleKernel,
+    ends: Interval,
+    edges: Floats,
+    q: int,
+    coarse: Operator | None,
 ) -> Operator:
     y, w = _panel_nodes(edges, q)
-    chances, n = step.batches.chances, len(y)
+    chances, n = step.chances, len(y)
     interpolate = panel_interpolation(edges, q)
 
     def row(x: Floats) -> tuple[Any, Floats]:

@@ -10,13 +10,16 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
+from scipy.interpolate import make_interp_spline
 
 from ..errors import InputError, whole
 from ..noise import Noise
+from .sums import Tabulated, sum_density, tabulate
 
 Floats = NDArray[np.float64]
 Curve = Callable[[Floats], Floats]
@@ -59,7 +62,7 @@ def mean_density(law: Noise, batch_size: int = 1) -> MeanDensity:
     Raises
     ------
     InputError
-        The law has atoms, or no closed form is known (Student's t and Pareto beyond B = 1).
+        The law has atoms.
 
     Examples
     --------
@@ -74,14 +77,10 @@ def mean_density(law: Noise, batch_size: int = 1) -> MeanDensity:
         return _gaussian(b)
     if law.name in _MEANS:
         return _MEANS[law.name](b)
-    if b == 1 and law.name in ("student_t", "pareto"):
-        return _heavy(law)
-    raise InputError(
-        "batch_size",
-        b,
-        f"no density is known for the mean of {b} draws of "
-        f"{law.name} noise (simulate, or use another law)",
-    )
+    if law.name in ("student_t", "pareto"):
+        assert law.parameter is not None
+        return _heavy(law) if b == 1 else _heavy_mean(law.name, law.parameter, b)
+    raise InputError("noise", law.name, "has atoms and no density")
 
 
 def _gaussian(b: int) -> MeanDensity:
@@ -105,6 +104,7 @@ def _uniform(b: int) -> MeanDensity:
 
     def spline(t: Floats, degree: int) -> Floats:
         # Cardinal B-splines on [0, degree + 1] by recursion: sums of non-negative terms only.
+        t = np.clip(t, -1.0, degree + 2.0)
         shifts = np.arange(degree + 1)
         level = ((t[..., None] >= shifts) & (t[..., None] < shifts + 1)).astype(np.float64)
         for k in range(1, degree + 1):
@@ -186,23 +186,105 @@ def _heavy(law: Noise) -> MeanDensity:
     return MeanDensity(shape.pdf, shape.cdf, shape.sf, law.support, (law.support[0],))
 
 
-def quadrature(law: MeanDensity, per_panel: int = 16, tail: float = 1e-14) -> tuple[Floats, Floats]:
-    """Fine nodes and weights (summing to 1) for expectations under `law`.
+@lru_cache(maxsize=64)
+def _heavy_mean(name: str, a: float, b: int) -> MeanDensity:
+    """Mean of b Student or Pareto draws, from the density of their sum (`sums`)."""
+    if name == "student_t":
+        width = math.sqrt(a - 2)  # of (1 + (x / width)^2)^(-(a + 1) / 2), which has variance 1
+        norm = special.gammaln((a + 1) / 2) - special.gammaln(a / 2) - math.log(width)
+        norm -= 0.5 * math.log(math.pi)
 
-    Panels end at the kinks and widen like a geometric series towards open ends, which are cut where
-    less than `tail` is left.
+        def log_t(x: Floats) -> Floats:
+            return norm - 0.5 * (a + 1) * np.log1p((x / width) ** 2)
+
+        total = sum_density(tabulate(log_t, 1, False, width / 4, a), b)
+        return _scaled_symmetric(total, b)
+    std = math.sqrt(a / (a - 2)) / (a - 1)
+
+    def log_pareto(y: Floats) -> Floats:
+        return math.log(a) - (a + 1) * np.log1p(y)
+
+    total = sum_density(tabulate(log_pareto, 1, True, 1.0, a), b)
+    # y = (sum of draws) - b lies in [0, inf); z = (y / b - 1 / (a - 1)) / std.
+    return _scaled_one_sided(total, b, 1 / (a - 1), std)
+
+
+def _tails(total: Tabulated) -> tuple[Curve, Curve]:
+    """Logarithms of the upper and (one-sided laws) lower tail probability, as functions of x."""
+    v = np.arange(0.0, total.last, 0.01)
+    x = total.position(v)
+    above = total.integral(x)
+    spline = make_interp_spline(v, np.log(above), k=5)
+
+    def upper(y: Floats) -> Floats:
+        at = total.coordinate(y)
+        edge = np.minimum(at, v[-1])
+        far = np.maximum(y / x[-1], 1.0)
+        return np.exp(spline(edge) - total.index * np.log(far))
+
+    if not total.one_sided:
+        return upper, upper
+    # From below, in the variable itself: y^b times a smooth factor.
+    below = total.lower(x[1:])
+    low = make_interp_spline(v[1:], np.log(below) - total.count * np.log(x[1:]), k=5)
+
+    def lower(y: Floats) -> Floats:
+        inside = np.clip(y, x[1], x[-1])
+        logs = low(total.coordinate(inside)) + total.count * np.log(np.maximum(y, 1e-290))
+        return np.where(y <= 0, 0.0, np.where(y > x[-1], 1 - upper(y), np.exp(logs)))
+
+    return upper, lower
+
+
+def _scaled_symmetric(total: Tabulated, b: int) -> MeanDensity:
+    upper, _ = _tails(total)
+
+    def sf(z: Floats) -> Floats:
+        share = upper(b * np.abs(np.asarray(z)))
+        return np.where(np.asarray(z) >= 0, share, 1 - share)
+
+    return MeanDensity(
+        lambda z: b * np.exp(total.log_pdf(b * np.asarray(z))),
+        lambda z: sf(-np.asarray(z)),
+        sf,
+        (-math.inf, math.inf),
+        width=0.35,
+    )
+
+
+def _scaled_one_sided(total: Tabulated, b: int, mean: float, std: float) -> MeanDensity:
+    upper, lower = _tails(total)
+
+    def at(z: Floats) -> Floats:
+        return b * (mean + std * np.asarray(z, dtype=np.float64))
+
+    return MeanDensity(
+        lambda z: b * std * np.exp(total.log_pdf(at(z))),
+        lambda z: lower(at(z)),
+        lambda z: upper(np.maximum(at(z), 0.0)),
+        (-mean / std, math.inf),
+        (-mean / std,),
+    )
+
+
+def panel_edges(law: MeanDensity, tail: float = 1e-14) -> Floats:
+    """Ends of panels between which `law` is smooth: its kinks, and a widening series around 0.
+
+    Open ends are cut where less than `tail` is left.
     """
     low, high = (_far(law, side, tail) for side in (-1, 1))
     scale = _scale(law)
-    inner = [k for k in law.kinks if low < k < high]
-    cuts = np.array(
-        sorted({low, high, *inner, *(v for v in (-scale, 0.0, scale) if low < v < high)})
-    )
-    edges = [_graded(a, b, scale) for a, b in itertools.pairwise(cuts)]
-    all_edges = np.unique(np.concatenate(edges))
+    cuts = {low, high, *law.kinks, -scale, 0.0, scale}
+    inner = sorted(c for c in cuts if low <= c <= high)
+    return np.unique(np.concatenate([_graded(a, b, scale) for a, b in itertools.pairwise(inner)]))
+
+
+def quadrature(law: MeanDensity, per_panel: int = 16, tail: float = 1e-14) -> tuple[Floats, Floats]:
+    """Fine nodes and weights (summing to 1) for expectations under `law`."""
+    edges = panel_edges(law, tail)
     t, w = np.polynomial.legendre.leggauss(per_panel)
-    half = np.diff(all_edges) / 2
-    z = ((all_edges[1:] + all_edges[:-1]) / 2)[:, None] + half[:, None] * t
+    half = np.diff(edges) / 2
+    z = ((edges[1:] + edges[:-1]) / 2)[:, None] + half[:, None] * t
     weights = law.pdf(z) * half[:, None] * w
     return z.ravel(), (weights / weights.sum()).ravel()
 
@@ -264,3 +346,12 @@ def gauss_rule(law: MeanDensity, count: int) -> tuple[Floats, Floats]:
     jacobi = np.diag(diagonal) + np.diag(off[:-1], 1) + np.diag(off[:-1], -1)
     nodes, vectors = np.linalg.eigh(jacobi)
     return nodes, vectors[0] ** 2
+
+
+def product_nodes(z: Floats, w: Floats, copies: int) -> tuple[Floats, Floats]:
+    """Nodes (k, copies) and weights (k,) of independent copies of one rule."""
+    if copies == 0:
+        return np.zeros((1, 0)), np.ones(1)
+    nodes = np.stack([g.ravel() for g in np.meshgrid(*[z] * copies, indexing="ij")], axis=1)
+    weights = np.stack([g.ravel() for g in np.meshgrid(*[w] * copies, indexing="ij")], axis=1)
+    return nodes, weights.prod(axis=1)

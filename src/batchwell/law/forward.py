@@ -19,9 +19,9 @@ from scipy import sparse
 from ..dynamics import Diffusion, Process
 from ..errors import require
 from ..noise import noise_law
-from .densities import MeanDensity, gauss_rule, mean_density, quadrature
+from .densities import gauss_rule, mean_density, product_nodes, quadrature
 from .fields import evaluate
-from .kernel import AtomKernel, kernel
+from .kernel import AtomKernel, kernel, with_rule
 from .memory import check_bytes
 from .questions import GridLaw
 
@@ -139,19 +139,8 @@ def landings(process: Process, x: Floats, noise_nodes: int | None) -> tuple[Floa
     if isinstance(process, Diffusion):
         return _substep(process, x, noise_nodes)
     step = kernel(process)
-    if isinstance(step, AtomKernel):
-        return step.images(x), step.batches.chances
-    factor = step.factor(x)
-    noise, chances = _noise(step.law, noise_nodes, factor.shape[2])
-    return step.centre(x)[:, None] + np.einsum("mdj,kj->mkd", factor, noise), chances
-
-
-def _noise(law: MeanDensity, count: int | None, copies: int) -> tuple[Floats, Floats]:
-    """Nodes (k, copies) and weights (k,) for independent copies: Gauss's, or a fine quadrature."""
-    z, w = quadrature(law) if count is None else gauss_rule(law, count)
-    nodes = np.stack([g.ravel() for g in np.meshgrid(*[z] * copies, indexing="ij")], axis=1)
-    weights = np.stack([g.ravel() for g in np.meshgrid(*[w] * copies, indexing="ij")], axis=1)
-    return nodes, weights.prod(axis=1)
+    points = step if isinstance(step, AtomKernel) else with_rule(step, noise_nodes)
+    return points.images(x), points.chances
 
 
 def _substep(flow: Diffusion, x: Floats, noise_nodes: int | None) -> tuple[Floats, Floats]:
@@ -159,7 +148,9 @@ def _substep(flow: Diffusion, x: Floats, noise_nodes: int | None) -> tuple[Float
     middle = _drifted(flow, x, time / 2)
     values, vectors = np.linalg.eigh(evaluate(flow, "tensor", middle))
     factor = vectors * np.sqrt(np.maximum(values, 0.0) * time)[:, None, :]
-    noise, chances = _noise(mean_density(noise_law("gaussian")), noise_nodes, x.shape[1])
+    law = mean_density(noise_law("gaussian"))
+    z, w = quadrature(law) if noise_nodes is None else gauss_rule(law, noise_nodes)
+    noise, chances = product_nodes(z, w, x.shape[1])
     spread = middle[:, None] + np.einsum("mdj,kj->mkd", factor, noise)
     return _drifted(flow, spread.reshape(x.shape[0] * len(noise), -1), time / 2).reshape(
         spread.shape

@@ -16,7 +16,7 @@ from .._jax import jax, jnp
 from ..dynamics import SGD
 from ..errors import InputError, require
 from ..loss import StochasticLoss
-from .densities import MeanDensity, mean_density
+from .densities import MeanDensity, gauss_rule, mean_density, product_nodes, quadrature
 from .fields import evaluate
 
 Floats = NDArray[np.float64]
@@ -159,6 +159,11 @@ class AtomKernel:
     sgd: SGD
     batches: Batches
 
+    @property
+    def chances(self) -> Floats:
+        """Chances (k,) of the points."""
+        return self.batches.chances
+
     def images(self, x: Floats) -> Floats:
         """All possible next points for x (m, d): (m, k, d)."""
         g = evaluate(self.sgd.loss, "example_gradients", x)
@@ -166,7 +171,34 @@ class AtomKernel:
         return x[:, None, :] - self.sgd.learning_rate * steps
 
 
+@dataclass(frozen=True, eq=False)
+class RuleKernel:
+    """A step with a density whose noise is held at the nodes of a rule: for smooth expectations."""
+
+    step: DensityKernel
+    noise: Floats = field(repr=False)  # (k, copies)
+    chances: Floats = field(repr=False)  # (k,)
+
+    def images(self, x: Floats) -> Floats:
+        """Points for x (m, d): (m, k, d)."""
+        moves = np.einsum("mdj,kj->mkd", self.step.factor(x), self.noise)
+        return self.step.centre(x)[:, None] + moves
+
+
+def with_rule(step: DensityKernel, count: int | None) -> RuleKernel:
+    """Gauss's rule of `count` nodes for each noise, or with None a fine quadrature."""
+    d = step.sgd.loss.dim
+    copies = d if step.gaussian else step.sgd.loss.noise_dim
+    z, w = quadrature(step.law) if count is None else gauss_rule(step.law, count)
+    return RuleKernel(step, *product_nodes(z, w, copies))
+
+
 Kernel = DensityKernel | AtomKernel
+
+
+def points_of(step: Kernel, count: int) -> AtomKernel | RuleKernel:
+    """The step as finitely many points: its own, or those of a Gauss rule."""
+    return step if isinstance(step, AtomKernel) else with_rule(step, count)
 
 
 def kernel(sgd: SGD) -> Kernel:
@@ -194,11 +226,12 @@ def kernel(sgd: SGD) -> Kernel:
             "its gradient is not affine in the noise, so its step "
             "has no known density: simulate instead",
         )
-    simple = loss.noise.name == "gaussian" or (loss.noise_dim == 1 and loss.dim == 1)
+    most = 1 if loss.dim == 1 else 3
     require(
-        simple,
+        loss.noise.name == "gaussian" or loss.noise_dim <= most,
         "noise",
-        loss.noise.name,
-        "several non-Gaussian noises in one step have no known density: simulate instead",
+        f"{loss.noise_dim} of {loss.noise.name}",
+        f"more than {most} non-Gaussian noises in one step of {loss.dim} parameters have no known "
+        "density here: simulate instead",
     )
     return DensityKernel(sgd, mean_density(loss.noise, sgd.batch_size))

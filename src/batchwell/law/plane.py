@@ -4,7 +4,8 @@
             themselves at Gauss nodes of an angle, so that a curved boundary costs no order.
             Chances of leaving are integrals of the noise's own tails, with no subtraction.
 "hat"       finite data: mass is split bilinearly between the corners of the cell it lands in.
-"spectral"  finite data, expectations only: polynomials on a box.
+            Other noise with a density, and Gaussian noise in some directions only: see `lines`.
+"spectral"  expectations only: polynomials on a box; a density is replaced by its Gauss rule.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from ..dynamics import SGD
 from ..errors import InputError, one_of, require, whole
 from .fields import evaluate
 from .generator import find_bounds
-from .kernel import AtomKernel, DensityKernel, kernel
+from .kernel import AtomKernel, DensityKernel, Kernel, RuleKernel, kernel, points_of
+from .lines import line_operator
 from .memory import check_bytes, check_memory
 from .operator import Operator
 
@@ -35,6 +37,8 @@ COARSER = 0.8
 HAT_NODES = 48
 DEGREE = 27
 COARSE_DEGREE = 21
+# Gauss nodes per noise in expectations of smooth functions.
+RULE, COARSE_RULE = 10, 8
 SIDES = ("x0 lower", "x0 upper", "x1 lower", "x1 upper")
 
 
@@ -46,19 +50,38 @@ def plane_operator(
     domain, bounds, is_box = _place(place)
     step = kernel(sgd)
     if isinstance(step, DensityKernel):
-        require(
-            method in ("auto", "nystrom"),
-            "method",
-            method,
-            "must be 'nystrom' for noise with a density in 2-D",
-        )
-        return _nystrom(step, domain, bounds, is_box, nodes)
+        return _with_density(step, domain, bounds, is_box, nodes, method)
     if method == "nystrom":
         raise InputError("method", method, "needs noise with a density; use 'hat'")
     if method == "spectral":
         require(is_box, "place", domain.name, "must be a box for method 'spectral'")
         return _spectral(step, bounds, nodes)
     return _hat(step, domain, bounds, nodes)
+
+
+def _with_density(
+    step: DensityKernel,
+    domain: Domain,
+    bounds: Floats,
+    is_box: bool,
+    nodes: int | None,
+    method: str,
+) -> Operator:
+    if method == "spectral":
+        require(is_box, "place", domain.name, "must be a box for method 'spectral'")
+        return _spectral(step, bounds, nodes)
+    if method == "nystrom" or (method == "auto" and step.gaussian and _full_rank(step, bounds)):
+        require(step.gaussian, "method", method, "is for Gaussian noise in 2-D; use 'hat'")
+        return _nystrom(step, domain, bounds, is_box, nodes)
+    return line_operator(step, domain, bounds, is_box, nodes)
+
+
+def _full_rank(step: DensityKernel, bounds: Floats) -> bool:
+    """Whether one step spreads in every direction, everywhere on a sample of the box."""
+    grid = np.meshgrid(*[np.linspace(a, b, 17) for a, b in bounds.T], indexing="ij")
+    x = np.stack([g.ravel() for g in grid], axis=1)
+    values = np.linalg.eigvalsh(step.covariance(x))
+    return bool(np.all(values[:, 0] > 1e-6 * values[:, 1]))
 
 
 def _place(place: Any) -> tuple[Domain, Floats, bool]:
@@ -326,19 +349,22 @@ def _used(rates: Floats, domain: Domain, x: Floats) -> Ints:
 # ----------------------------------------------------------------- spectral
 
 
-def _spectral(step: AtomKernel, bounds: Floats, nodes: int | None) -> Operator:
+def _spectral(step: Kernel, bounds: Floats, nodes: int | None) -> Operator:
     fine = DEGREE if nodes is None else whole("nodes", nodes, 8)
-    coarse = _spectral_on(step, bounds, max(6, fine * COARSE_DEGREE // DEGREE), None)
-    return _spectral_on(step, bounds, fine, coarse)
+    rough = max(6, fine * COARSE_DEGREE // DEGREE)
+    coarse = _spectral_on(points_of(step, COARSE_RULE), bounds, rough, None)
+    return _spectral_on(points_of(step, RULE), bounds, fine, coarse)
 
 
-def _spectral_on(step: AtomKernel, bounds: Floats, count: int, coarse: Operator | None) -> Operator:
+def _spectral_on(
+    step: AtomKernel | RuleKernel, bounds: Floats, count: int, coarse: Operator | None
+) -> Operator:
     t = np.cos(np.pi * (np.arange(count) + 0.5) / count)
     bary = (-1.0) ** np.arange(count) * np.sin(np.pi * (np.arange(count) + 0.5) / count)
     middle, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
     axes = [m + h * t for m, h in zip(middle, half, strict=True)]
     x = np.stack([g.ravel() for g in np.meshgrid(*axes, indexing="ij")], axis=1)
-    chances = step.batches.chances
+    chances = step.chances
 
     def lagrange(s: Floats) -> Floats:
         gap = s[..., None] - t
