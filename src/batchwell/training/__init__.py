@@ -12,6 +12,7 @@ from typing import Any
 # Public name -> module that holds it.
 _HOME = {
     "GradientNoise": "noise",
+    "LocalLoss": "local",
     "Probe": "measure",
     "Reading": "schedule",
     "SCHEDULES": "schedules",
@@ -21,7 +22,13 @@ _HOME = {
     "attach": "loop",
     "combine": "noise",
     "from_accumulated": "noise",
+    "hessian_density": "curvature",
+    "hessian_eigenvalues": "curvature",
+    "hessian_trace": "curvature",
+    "noise_eigenvalues": "curvature",
     "noise_factor": "noise",
+    "noise_shape": "curvature",
+    "overlap": "curvature",
     "preview": "schedule",
     "to_tensorboard": "log",
 }

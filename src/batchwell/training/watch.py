@@ -31,7 +31,7 @@ from .norms import (
 Tensor = Any
 Module = Any
 nn = torch.nn
-_leaves = per_example.pytree.tree_leaves
+_leaves = torch.utils._pytree.tree_leaves
 # Rules that do not care how many dimensions lie between the examples and the features.
 _ANY_SHAPE = (linear, embedding, layer_norm, rms_norm)
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -97,6 +97,9 @@ class Watch:
         self._layers = self._layout()
         self._handles: list[Any] = []
         self._hook()
+
+    def __deepcopy__(self, memo: Any) -> Watch:
+        return self  # hooks on a copy of the model know that they are not on the model
 
     # ---- layout ----
 
@@ -199,6 +202,8 @@ class Watch:
         self._handles = []
 
     def _begin(self, module: Module, args: Any, kwargs: Any) -> None:
+        if module is not self.model:
+            return
         self._open = None
         if not self.active or self._busy or not torch.is_grad_enabled():
             return
@@ -220,6 +225,8 @@ class Watch:
         return slice(start, start + stride * (count - 1) + 1, stride)
 
     def _end(self, module: Module, args: Any, kwargs: Any, output: Any) -> None:
+        if module is not self.model:
+            return
         now, self._open = self._open, None
         if now is None or self._busy:
             return
