@@ -6,6 +6,8 @@ from typing import Any
 
 from ..errors import require
 from ._torch import torch
+from .measure import Probe
+from .noise import GradientNoise
 from .schedule import Schedule
 
 
@@ -35,6 +37,14 @@ class OpenUpdate:
         both = torch.stack([loss.double(), torch.tensor(float(self.local)).to(loss).double()])
         torch.distributed.all_reduce(both, group=group)
         return round(float(both[1])), float(both[0] / both[1])
+
+
+def measured(probe: Probe | None, loss: Any, opened: OpenUpdate) -> GradientNoise | None:
+    """The probe's answer, once in each of its windows; the gradients are not averaged yet."""
+    if probe is None:
+        return None
+    probe.step(loss, scale=opened.local / opened.unit)
+    return probe.noise() if probe.steps % (probe.every * probe.window) == 0 else None
 
 
 def processes(model: Any) -> int:
