@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import require, whole
 from ..estimate import LEVEL, Estimate
@@ -232,7 +232,7 @@ def _shape(slopes: Vector) -> DirectionNoise:
 
 
 def _by_blocks(
-    function: Callable[[Vector], float], x: Vector, blocks: list[Vector], name: str
+    function: Callable[[Vector], float], x: Vector, blocks: list[NDArray[np.intp]], name: str
 ) -> Estimate:
     """Leaving out one block of examples at a time."""
     value, m = float(function(x)), len(blocks)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import Divergence, InputError, finite, require
+from ..errors import Divergence, InputError, RunError, finite, positive, require
 from ._torch import torch
 from .checks import check_model
 from .measure import Probe
@@ -157,26 +157,35 @@ class LocalLoss:
     def covariance(self, v: Vector) -> Vector:
         """Sigma v (dim,), Sigma the covariance of one example's gradient over the data."""
         slopes = self.slopes(v)
-        return self._weighted_gradient((slopes - slopes.mean()) / self.n)
+        return self.weighted_gradient((slopes - slopes.mean()) / self.n)
 
     def noise(self, sampling: str = "reshuffle") -> GradientNoise:
         """|grad F|^2, tr Sigma and their ratio from every example: exact for these data."""
-        squares = 0.0
-        with Probe(self.model, examples=None, reduction="sum") as probe:
+        squares, each = 0.0, _Each(self.model, self._losses)
+        with Probe(each, examples=None, reduction="sum") as probe:
             for batch in self._batches:
-                probe.model.zero_grad()
-                loss = self._losses(self.model, batch).sum()
-                for _ in range(3):  # the first batches may show what hooks do not see
+                for _ in range(3):  # the first batch may show what hooks do not see
+                    each.zero_grad()
+                    loss = each(batch).sum()
                     loss.backward()
                     if probe.step(loss) is not None:
                         break
-                    probe.model.zero_grad()
-                    loss = self._losses(self.model, batch).sum()
                 squares += float(probe.example_norms_squared.sum())
         self.model.zero_grad()
         plain, full = self._mean_gradient(), self.gradient()
         trace = max(0.0, squares / self.n - float(plain @ plain))
         return exact_noise(float(full @ full), trace, self.n, sampling)
+
+    def moved(self, x: Vector) -> LocalLoss:
+        """The same loss at the parameters `x` (dim,)."""
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model)
+        other._parameters = [p for p in other.model.parameters() if p.requires_grad]
+        with torch.no_grad():
+            for parameter, part in zip(other._parameters, self._parts(x), strict=True):
+                parameter.copy_(part)
+        other._graph, other.products = None, 0
+        return other
 
     # ---- sums over batches ----
 
@@ -202,9 +211,9 @@ class LocalLoss:
                 yield losses, found
 
     def _mean_gradient(self) -> Vector:
-        return self._weighted_gradient(np.full(self.n, 1.0 / self.n))
+        return self.weighted_gradient(np.full(self.n, 1.0 / self.n))
 
-    def _weighted_gradient(self, weights: Vector) -> Vector:
+    def weighted_gradient(self, weights: Vector) -> Vector:
         """sum_i weights_i g_i, weights (n,)."""
         out, start = np.zeros(self.dim), 0
         for losses, _ in self._graphs(gradients=False):
@@ -229,6 +238,62 @@ class LocalLoss:
         whole = torch.from_numpy(np.ascontiguousarray(v, dtype=np.float64)).to(device)
         pieces = whole.split([math.prod(s) for s in self._shapes])
         return [p.reshape(s) for p, s in zip(pieces, self._shapes, strict=True)]
+
+
+def nearby_minimum(
+    local: LocalLoss, *, tolerance: float = 1e-6, max_iterations: int = 200
+) -> LocalLoss:
+    """The loss at the minimum downhill of `local`, by Newton's method in a trust region.
+
+    Parameters
+    ----------
+    tolerance
+        On |grad F|.
+
+    Raises
+    ------
+    RunError
+        Not reached: flat directions (add weight decay), or too few iterations.
+
+    References
+    ----------
+    Nocedal & Wright, Numerical Optimization (2006), algorithms 4.1 and 7.2.
+    """
+    from scipy.optimize import minimize
+
+    here = [local]
+
+    def at(x: Vector) -> LocalLoss:
+        if not np.array_equal(here[0].x, x):
+            here[0] = local.moved(x)
+        return here[0]
+
+    found = minimize(
+        lambda x: at(x).value(),
+        local.x,
+        jac=lambda x: at(x).gradient(),
+        hessp=lambda x, v: at(x).hessian(v),
+        method="trust-ncg",
+        options={"gtol": positive("tolerance", tolerance), "maxiter": max_iterations},
+    )
+    end = at(np.asarray(found.x, dtype=np.float64))
+    norm = float(np.linalg.norm(end.gradient()))
+    if norm > tolerance:
+        raise RunError(
+            f"no minimum within {found.nit} Newton steps: |grad F| = {norm:.3g} is above {tolerance:g}"
+        )
+    return end
+
+
+class _Each(torch.nn.Module):
+    """Losses of each example as one module, however often they call the model."""
+
+    def __init__(self, model: Module, losses: Losses) -> None:
+        super().__init__()
+        self.model, self._losses = model, losses
+
+    def forward(self, batch: Any) -> Tensor:
+        return self._losses(self.model, batch)
 
 
 def _double(leaf: Any) -> Any:
