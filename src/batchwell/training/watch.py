@@ -31,7 +31,7 @@ from .norms import (
 Tensor = Any
 Module = Any
 nn = torch.nn
-_leaves = per_example.pytree.tree_leaves
+_leaves = torch.utils._pytree.tree_leaves
 # Rules that do not care how many dimensions lie between the examples and the features.
 _ANY_SHAPE = (linear, embedding, layer_norm, rms_norm)
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -63,6 +63,8 @@ class Pass:
     deferred: list[Callable[[], None]] = field(default_factory=list)
     call: per_example.Call | None = None  # in a trial: the whole model's
     output_nodes: list[Any] = field(default_factory=list)
+    returned: bool = False  # whether a gradient came back
+    before: list[Pass] = field(default_factory=list)  # forwards still without theirs as it began
 
     def norms_squared(self) -> Tensor:
         """Squared norm (m,) of each example's part of the gradient, float64."""
@@ -97,6 +99,9 @@ class Watch:
         self._layers = self._layout()
         self._handles: list[Any] = []
         self._hook()
+
+    def __deepcopy__(self, memo: Any) -> Watch:
+        return self  # hooks on a copy of the model know that they are not on the model
 
     # ---- layout ----
 
@@ -199,12 +204,15 @@ class Watch:
         self._handles = []
 
     def _begin(self, module: Module, args: Any, kwargs: Any) -> None:
+        if module is not self.model:
+            return
         self._open = None
         if not self.active or self._busy or not torch.is_grad_enabled():
             return
         size = self._size(args, kwargs)
         self.before()
         self._open = Pass(size, slice(None) if self.trial else self._rows(size), self.trial)
+        self._open.before = [p for p in self.passes if not p.returned]
 
     def _size(self, args: Any, kwargs: Any) -> int:
         for leaf in args if args and isinstance(args[0], torch.Tensor) else _leaves((args, kwargs)):
@@ -220,6 +228,8 @@ class Watch:
         return slice(start, start + stride * (count - 1) + 1, stride)
 
     def _end(self, module: Module, args: Any, kwargs: Any, output: Any) -> None:
+        if module is not self.model:
+            return
         now, self._open = self._open, None
         if now is None or self._busy:
             return
@@ -227,12 +237,13 @@ class Watch:
         if now.trial:
             now.output_nodes = [v.grad_fn for v in _leaves(output) if isinstance(v, torch.Tensor)]
             now.call, outputs = per_example.record(args, kwargs, output)
-            self._await(now.call, outputs)
+            self._await(now, now.call, outputs)
         self.passes.append(now)
 
     @staticmethod
-    def _await(call: per_example.Call, outputs: list[Tensor]) -> None:
+    def _await(now: Pass, call: per_example.Call, outputs: list[Tensor]) -> None:
         def keep(k: int, grad: Tensor) -> None:
+            now.returned = True
             old = call.cotangents[k]
             call.cotangents[k] = grad if old is None else old + grad
 
@@ -262,6 +273,7 @@ class Watch:
         return -1 if several and x.shape[0] else None
 
     def _came_back(self, now: Pass, layer: Layer, x: Tensor, grad: Tensor) -> None:
+        now.returned = True
         axis = self._axis(x, now.size, layer)
         x, grad = (self._select(v, axis, now) for v in (x, grad))
         assert layer.rule is not None
@@ -294,6 +306,7 @@ class Watch:
         rows = now.rows
 
         def later(grad: Tensor) -> None:
+            now.returned = True
             now.deferred.append(
                 lambda: self._take(now, layer, attention.uses(module, call, grad, rows))
             )
@@ -310,7 +323,7 @@ class Watch:
         if not any(out.requires_grad for out in outputs):
             return
         now.pending.update(layer.ids.values())
-        self._await(call, outputs)
+        self._await(now, call, outputs)
         now.deferred.append(partial(self._again, now, layer, call))
 
     def _again(self, now: Pass, layer: Layer, call: per_example.Call) -> None:
@@ -355,7 +368,13 @@ class Watch:
 
     def take(self) -> list[Pass] | None:
         """The passes since the last call, worked out; None if the layout had to change."""
-        passes, self.passes = self.passes, []
+        passes = [p for p in self.passes if p.returned]  # others were only looked at by the user
+        self.passes = []
+        if any(earlier.returned for p in passes for earlier in p.before):
+            raise ValueError(
+                "is called twice before one backward: which calls belong to one example is not seen; "
+                "wrap both calls in one module"
+            )
         with self.unwatched(), torch.no_grad():
             for now in passes:
                 for work in now.deferred:

@@ -1,0 +1,318 @@
+"""Predictions against simulated chains: each sampling mode's own formula, and none of the others'."""
+
+import json
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_breast_cancer
+from torch import nn
+from torch.nn import functional as F
+
+from batchwell.errors import InputError, RunError
+from batchwell.estimate import Estimate, sample_mean
+from batchwell.training import (
+    LocalLoss,
+    NoiseSpectrum,
+    critical_batch_size,
+    equivalent_pairs,
+    escape_exponent,
+    invariance_limit,
+    nearby_minimum,
+    noise_spectrum,
+    predictions,
+    saddle_escape_steps,
+    score,
+    stationary_loss,
+    temperature,
+)
+from batchwell.training.noise import SAMPLING_MODES
+
+D, N = 6, 24
+
+
+class Offset(nn.Module):
+    """Examples pull at one point: f_i(x) = (x - z_i)^T H (x - z_i) / 2, constant noise exactly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.zeros(D, dtype=torch.float64))
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.x - z
+
+
+def pieces(values: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((D, D)))[0]
+    z = 2 * rng.standard_normal((N, D))
+    return basis @ np.diag(values) @ basis.T, z - z.mean(0)
+
+
+BOWL, SADDLE = (3.0, 1.5, 0.8, 0.3, 0.1, 0.05), (2.0, 1.0, 0.5, 0.4, 0.3, -0.6)
+
+
+@lru_cache(maxsize=4)
+def quadratic(values: tuple[float, ...]) -> LocalLoss:
+    hessian, z = (torch.tensor(v) for v in pieces(values))
+    return LocalLoss(Offset(), lambda m, b: 0.5 * ((m(b) @ hessian) * m(b)).sum(1), [z])
+
+
+@lru_cache(maxsize=4)
+def bowl() -> NoiseSpectrum:
+    return noise_spectrum(quadratic(BOWL), top=2, starts=16, steps=4)
+
+
+def indices(mode: str, b: int, paths: int, rng: np.random.Generator) -> Any:
+    """Batches (paths, b) for ever."""
+    while True:
+        if mode == "with_replacement":
+            yield rng.integers(0, N, (paths, b))
+            continue
+        order = rng.permuted(np.tile(np.arange(N), (paths, 1)), axis=1)
+        for k in range(N // b if mode == "reshuffle" else 1):
+            yield order[:, k * b : (k + 1) * b]
+
+
+@lru_cache(maxsize=16)
+def hovering(mode: str, eta: float, b: int, paths: int = 400, epochs: int = 60) -> Estimate:
+    """Mean excess loss over epochs after as many for settling; paths are independent."""
+    hessian, z = pieces(BOWL)
+    rng = np.random.default_rng(7)
+    batches, length = indices(mode, b, paths, rng), N // b
+    # Started from the prediction's own law in the slow directions would be circular: wait instead.
+    x, total = np.zeros((paths, D)), np.zeros(paths)
+    for k in range(8 * epochs * length):
+        if k >= 7 * epochs * length:
+            total += 0.5 * np.einsum("pi,ij,pj->p", x, hessian, x)
+        x = x - eta * (x - z[next(batches)].mean(1)) @ hessian
+    return sample_mean(total / (epochs * length), "loss")
+
+
+@pytest.mark.parametrize(("eta", "b"), [(0.3, 4), (0.5, 8)])
+@pytest.mark.parametrize("mode", SAMPLING_MODES)
+def test_each_sampling_mode_has_its_own_stationary_loss(mode: str, eta: float, b: int) -> None:
+    """4 standard errors; 6 comparisons: false alarm 4e-4."""
+    came = hovering(mode, eta, b)
+    for other in SAMPLING_MODES:
+        predicted = stationary_loss(bowl(), eta, b, other)
+        z = (predicted.value - came.value) / math.hypot(predicted.stderr, came.stderr)
+        assert (abs(z) < 4) == (other == mode), (other, z)
+
+
+def test_the_spectrum_s_draws_agree_with_all_directions() -> None:
+    whole = noise_spectrum(quadratic(BOWL), top=D)
+    for mode in SAMPLING_MODES:
+        exact, drawn = (stationary_loss(s, 0.3, 4, mode) for s in (whole, bowl()))
+        assert exact.stderr == 0
+        assert abs(drawn.value - exact.value) <= 4 * drawn.stderr < 0.01 * exact.value
+    hessian, z = pieces(BOWL)
+    assert whole.noise_trace == pytest.approx(np.trace(hessian @ (z.T @ z / N) @ hessian))
+
+
+def test_small_steps_forget_curvature_and_epochs_gain_two_orders() -> None:
+    """(eta c / 4) tr Sigma as eta goes to 0; eta^3 at the ends of epochs."""
+    whole = noise_spectrum(quadratic(BOWL), top=D)
+    eta = 1e-5
+    base = stationary_loss(whole, eta, 4, "with_replacement").value
+    assert base == pytest.approx(eta / 4 / 4 * whole.noise_trace, rel=1e-4)
+    ends = [stationary_loss(whole, e, 4, when="epoch_end").value for e in (1e-3, 2e-3)]
+    assert ends[1] / ends[0] == pytest.approx(8, rel=0.02)
+
+
+def test_before_it_is_settled_the_excess_is_smaller() -> None:
+    whole = noise_spectrum(quadratic(BOWL), top=D)
+    hessian, z = pieces(BOWL)
+    rng, x = np.random.default_rng(1), np.zeros((4000, D))
+    for _ in range(4):
+        x = x - 0.1 * (x - z[rng.integers(0, N, (4000, 4))].mean(1)) @ hessian
+    came = sample_mean(0.5 * np.einsum("pi,ij,pj->p", x, hessian, x), "loss")
+    predicted = stationary_loss(whole, 0.1, 4, "with_replacement", steps=4)
+    assert abs(predicted.value - came.value) < 4 * came.stderr
+    assert predicted.value < 0.9 * stationary_loss(whole, 0.1, 4, "with_replacement").value
+
+
+def classifier() -> tuple[LocalLoss, np.ndarray, np.ndarray]:
+    data = load_breast_cancer()
+    x = (data.data - data.data.mean(0)) / data.data.std(0)
+    x, y = x[:568, :8], data.target[:568].astype(float)
+    model = nn.Linear(8, 1).double()
+    pair = (torch.tensor(x), torch.tensor(y))
+
+    def losses(m: nn.Module, b: Any) -> torch.Tensor:
+        return F.binary_cross_entropy_with_logits(m(b[0])[:, 0], b[1], reduction="none")
+
+    here = LocalLoss(model, losses, [pair], weight_decay=0.05)
+    return nearby_minimum(here, tolerance=1e-8), np.column_stack([x, np.ones(568)]), y
+
+
+@pytest.mark.parametrize("mode", ["with_replacement", "reshuffle"])
+def test_logistic_regression_hovers_where_predicted(mode: str) -> None:
+    """Real data, where noise does change with the parameters: within 10 %, by an honest margin."""
+    local, x, y = classifier()
+    spectrum = noise_spectrum(local, top=9)
+    eta, b, paths, n = 0.2, 8, 60, 568
+    rng = np.random.default_rng(3)
+    w = np.tile(local.x, (paths, 1))
+    found = np.zeros(paths)
+    for epoch in range(30):
+        order = rng.permuted(np.tile(np.arange(n), (paths, 1)), axis=1)
+        if mode == "with_replacement":
+            order = rng.integers(0, n, (paths, n))
+        for batch in np.split(order, n // b, axis=1):
+            if epoch >= 6:
+                m = w @ x.T
+                full = np.logaddexp(0, m) - y * m
+                found += full.mean(1) + 0.025 * (w**2).sum(1)
+            rows = x[batch]
+            slope = 1 / (1 + np.exp(-np.einsum("pbi,pi->pb", rows, w))) - y[batch]
+            w = w - eta * ((slope[..., None] * rows).mean(1) + 0.05 * w)
+    came = sample_mean(found / (24 * n // b) - local.value(), "loss")
+    predicted = stationary_loss(spectrum, eta, b, mode)
+    assert predicted.value == pytest.approx(came.value, rel=0.1)
+    other = {"reshuffle": "with_replacement", "with_replacement": "reshuffle"}[mode]
+    assert stationary_loss(spectrum, eta, b, other).value != pytest.approx(came.value, rel=0.1)
+    assert not any("not at a stationary" in note for note in predicted.notes)
+
+
+def ramp(slope: float = 0.0) -> NoiseSpectrum:
+    """The saddle of the library's known answers: lambda = sigma = 1."""
+    none = np.empty((0, 0))
+    one = np.array([1.0])
+    return NoiseSpectrum(
+        -one, one, slope * one, none, none, 0 * one, 0.0, slope**2, 1.0, 1.0, 0.0, 10**9, 1
+    )
+
+
+@pytest.mark.parametrize(("eta", "steps"), [(0.1, 23.252648), (0.02, 149.225941)])
+def test_saddle_escape_has_the_chain_s_known_answer(eta: float, steps: float) -> None:
+    """What is left out is the overshoot's square, 0.6 eta of a step here."""
+    (found,) = saddle_escape_steps(ramp(), eta, 1, drop=0.5)
+    assert found.value == pytest.approx(steps, abs=eta)
+    diffusion = 0.5 * (math.log(4 / eta) + 0.5772157) - eta / 4
+    assert abs(diffusion / eta - steps) > 10 * eta
+
+
+@pytest.mark.parametrize("mode", SAMPLING_MODES)
+def test_saddle_escape_of_a_chain_with_data(mode: str) -> None:
+    spectrum = noise_spectrum(quadratic(SADDLE), top=D - 1, bottom=1)
+    eta, b, drop, paths = 0.05, 4, 400.0, 3000
+    hessian, z = pieces(SADDLE)
+    vector = np.linalg.eigh(hessian)[1][:, 0]
+    pull = 0.6 * (z @ vector)  # of each example along the direction
+    batches = indices(mode, b, paths, np.random.default_rng(11))
+    x, left = np.zeros(paths), np.zeros(paths)
+    level = math.sqrt(2 * drop / 0.6)
+    for _ in range(2000):
+        inside = abs(x) < level
+        if not inside.any():
+            break
+        left += inside
+        step = 0.6 * x - pull[next(batches)].mean(1)
+        x = np.where(inside, x + eta * step, x)
+    came = sample_mean(left, "steps")
+    predicted = saddle_escape_steps(spectrum, eta, b, drop, mode)[0]
+    # An epoch's noise is not Gaussian for 6 steps: half a step more.
+    assert abs(predicted.value - came.value) < 4 * came.stderr + 0.5
+    wrong = {"reshuffle": "with_replacement"}.get(mode, "reshuffle")
+    other = saddle_escape_steps(spectrum, eta, b, drop, wrong)[0]
+    assert abs(other.value - came.value) > 4 * came.stderr + 0.5
+
+
+def test_a_saddle_left_on_the_way_is_left_sooner() -> None:
+    (found,) = saddle_escape_steps(ramp(slope=0.9), 0.1, 1, drop=0.5)
+    rng = np.random.default_rng(0)
+    x, steps = np.full(20000, 0.9), np.zeros(20000)
+    while (inside := abs(x) < 1).any():
+        steps += inside
+        x = np.where(inside, 1.1 * x + 0.1 * rng.standard_normal(20000), x)
+    # So close to the level the formula's corrections are its whole answer: within one step.
+    assert abs(found.value - steps.mean()) < 1
+    (deep,) = saddle_escape_steps(ramp(slope=0.9), 0.1, 1, drop=5000.0)
+    assert deep.value == pytest.approx(math.log(100 / 0.9) / math.log(1.1) + 0.5, abs=1.0)
+
+
+def test_the_escape_exponent_is_a_bound_and_tight_in_one_dimension() -> None:
+    none, one = np.empty((0, 0)), np.array([1.0])
+    well = NoiseSpectrum(one, one, 0 * one, none, none, 0 * one, 0, 0, 1.0, 1.0, 0, 10**9, 1)
+    exponent = escape_exponent(well, 0.1, 1, barrier=0.5)  # exit |x| = 1: V = 1, eps = .1
+    assert exponent.value == pytest.approx(10.0)
+    # Known mean exit times of the diffusion, in time: .2 66.2282042903586; .1 6545.76506341078.
+    assert math.log(6545.76506341078 / 66.2282042903586) == pytest.approx(5.0, abs=0.5)
+    assert exponent.value <= math.log(6545.76506341078 / 0.1)
+    assert math.isinf(exponent.interval[1])
+    double = escape_exponent(well, 0.1, 2, barrier=0.5)
+    assert double.value == pytest.approx(20.0)
+
+
+def test_pairs_keep_what_they_say_until_curvature_counts() -> None:
+    pairs = equivalent_pairs(bowl(), 0.01, 2, [0.005, 0.01, 0.05, 0.3])
+    assert [p.batch_size for p in pairs] == pytest.approx([1.0, 2.0, 10.0, 60.0])
+    base = stationary_loss(bowl(), 0.01, 2, "with_replacement").value
+    for p in pairs[1:]:
+        one = stationary_loss(bowl(), p.learning_rate, 1, "with_replacement").value
+        assert one / p.batch_size_same_loss == pytest.approx(base, rel=1e-6)
+        assert one / p.batch_size == pytest.approx(base * p.loss_ratio, rel=1e-6)
+    assert pairs[3].loss_ratio > 1.4
+    subset = equivalent_pairs(bowl(), 0.1, 4, [0.05], "without_replacement")[0]
+    eps = [
+        temperature(e, b, N, "without_replacement")
+        for e, b in [(0.1, 4), (0.05, subset.batch_size)]
+    ]
+    assert eps[0] == pytest.approx(eps[1])
+    limit = invariance_limit(bowl(), 0.05)
+    (there,) = equivalent_pairs(bowl(), 1e-9, 1, [limit.value])
+    assert there.loss_ratio == pytest.approx(1.05, rel=1e-3)
+    assert limit.value < 2 / 3.0
+
+
+def test_critical_batch_size_is_that_of_the_dense_matrices() -> None:
+    hessian, z = pieces(BOWL)
+    here = quadratic(BOWL).moved(np.ones(D))
+    gradient = hessian @ np.ones(D)
+    sigma = hessian @ (z.T @ z / N) @ hessian
+    exact = np.trace(hessian @ sigma) / (gradient @ hessian @ gradient)
+    assert critical_batch_size(here).value == pytest.approx(exact)
+
+
+def test_scores_say_how_far_off() -> None:
+    predicted = predictions(bowl(), 0.3, 4, "with_replacement", barrier=1.0)
+    came = {
+        "stationary_excess_loss": hovering("with_replacement", 0.3, 4),
+        "escape_exponent": Estimate(1e3, 1.0, (998.0, 1002.0), "1", "", 9),
+        "eta_lambda_max": Estimate(1.8, 0.1, (1.6, 2.0), "1", "", 9),
+        "unasked": Estimate(0.0, 0.0, (0.0, 0.0), "1", "", 1),
+    }
+    rows = {row["name"]: row for row in score(predicted, came)}
+    assert rows["stationary_excess_loss"]["verdict"] == "agrees"
+    assert rows["escape_exponent"]["verdict"] == "bound holds"
+    assert rows["eta_lambda_max"]["verdict"].startswith("too low: 0.5 of what came, 9")
+    assert "unasked" not in rows
+    json.dumps(list(rows.values()), allow_nan=False)
+    wrong = {"stationary_excess_loss": hovering("reshuffle", 0.3, 4)}
+    assert score(predicted, wrong)[0]["verdict"].startswith("too high")
+
+
+def test_what_has_no_answer_is_refused() -> None:
+    with pytest.raises(InputError, match=r"must be below 2 / lambda_max = 0\.66"):
+        stationary_loss(bowl(), 0.7, 4)
+    with pytest.raises(InputError, match="must not exceed the 24 examples"):
+        stationary_loss(bowl(), 0.1, 25)
+    with pytest.raises(InputError, match="no negative curvature"):
+        saddle_escape_steps(bowl(), 0.1, 4, drop=1.0)
+    with pytest.raises(InputError, match="has no temperature"):
+        escape_exponent(bowl(), 0.1, 4, 1.0, "reshuffle")
+    flat = LocalLoss(nn.Linear(2, 1), lambda m, x: m(x)[:, 0], [torch.randn(5, 2)])
+    with pytest.raises(RunError, match="no minimum within"):
+        nearby_minimum(flat, max_iterations=3)
+
+
+def test_a_point_far_from_stationary_is_said_to_be() -> None:
+    far = noise_spectrum(quadratic(BOWL).moved(np.full(D, 3.0)), top=D)
+    found = stationary_loss(far, 0.01, 8)
+    assert any("not at a stationary point" in note for note in found.notes)
+    hessian = pieces(BOWL)[0]
+    assert far.decrement == pytest.approx(4.5 * hessian.sum(), rel=1e-6)
