@@ -26,6 +26,7 @@ from .fused import (
 from .ir import Graph
 from .kernels import Context, Exit, Expressions, Recipe, exit_source
 from .lowering import inputs, lower
+from .native import Kernel
 from .recipes import data_table, example_loss, mean_over_rows, row_weights
 from .vector import Val
 
@@ -34,7 +35,7 @@ CALL_SECONDS = 0.5
 
 
 @dataclass
-class _Lanes:
+class Lanes:
     """One thread's lanes."""
 
     x: np.ndarray
@@ -47,6 +48,7 @@ class _Lanes:
 
     @property
     def live(self) -> int:
+        """Lanes that still hold a path."""
         return int(self.arguments.get("live"))
 
 
@@ -67,14 +69,14 @@ def exit_test(process: Process, domain: Domain, bridge: bool) -> Exit:
     if key not in _tests:
         spread = None
         if bridge:
-            spread = _scalar(_level_variance(process, domain), domain.dim)
+            spread = scalar(_level_variance(process, domain), domain.dim)
         _tests[key] = _mean_test(domain, spread) or _plain_test(domain, spread)
     return _tests[key]
 
 
 def _plain_test(domain: Domain, spread: Expressions | None) -> Exit:
     assert domain.level is not None
-    level = _scalar(domain.level, domain.dim)
+    level = scalar(domain.level, domain.dim)
     return Exit(lambda ctx, x: ctx.evaluate(level, x=x)[0], spread)
 
 
@@ -114,7 +116,8 @@ def _level_variance(process: Process, domain: Domain) -> Callable[[object], obje
     return variance
 
 
-def _scalar(function: Callable[[object], object], dim: int) -> Expressions:
+def scalar(function: Callable[[object], object], dim: int) -> Expressions:
+    """A function of one point, lowered."""
     graph = Graph()
     point = jax.ShapeDtypeStruct((dim,), jnp.float64)
     return Expressions.of(lower(graph, function, (point,), (inputs(graph, "x", (dim,)),)))
@@ -155,8 +158,20 @@ def find_exits(
     if test.table is not None:
         table, weights = blocked_table(test, engine.kind)
         shared.update(level_table=table, level_weights=weights, level_rows=len(table))
-    workers = _workers(engine, substeps, threads, starts, states, queue, shared)
-    budget = 1
+    drain(
+        call, workers_of(engine, substeps, threads, starts, states, queue, shared), progress, left
+    )
+    return np.abs(left), left > 0, points.astype(np.float64)
+
+
+def drain(
+    call: Kernel,
+    workers: list[Lanes],
+    progress: Callable[[int, int], None] | None,
+    left: np.ndarray,
+    budget: int = 1,
+) -> None:
+    """Call the kernel, `budget` chunks at first, until the queue and all lanes are empty."""
     while any(w.live for w in workers):
         clock = time.perf_counter()
         for w in workers:
@@ -173,10 +188,9 @@ def find_exits(
         )
         if progress is not None:
             progress(int(np.count_nonzero(left)), len(left))
-    return np.abs(left), left > 0, points.astype(np.float64)
 
 
-def _workers(
+def workers_of(
     engine: Engine,
     substeps: int,
     threads: int | None,
@@ -184,7 +198,7 @@ def _workers(
     states: np.ndarray,
     queue: np.ndarray,
     shared: dict[str, object],
-) -> list[_Lanes]:
+) -> list[Lanes]:
     """Lanes of every thread, filled with the first paths of the queue."""
     lanes = engine.recipe.lanes(engine.kind)
     common = common_arguments(engine, substeps)
@@ -204,7 +218,7 @@ def _filled(
     states: np.ndarray,
     common: Arguments,
     shared: dict[str, object],
-) -> _Lanes:
+) -> Lanes:
     recipe: Recipe = engine.recipe
     rows = np.maximum(ids, 0)
     x, rng = np.ascontiguousarray(starts[rows].T), np.ascontiguousarray(states[rows].T)
@@ -227,4 +241,4 @@ def _filled(
     for name, value in {**shared, **own}.items():
         if value is not None:
             args.put(name, value)
-    return _Lanes(x, rng, velocity, order, ids, taken, args)
+    return Lanes(x, rng, velocity, order, ids, taken, args)

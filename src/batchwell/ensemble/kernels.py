@@ -26,6 +26,7 @@ ARGS = (
     "chunk", "budget", "ids", "taken", "live", "sums", "counts", "every", "edges",
     "steps_of", "step", "regions", "region_count",
     "level_table", "level_weights", "level_rows",
+    "goals", "core", "best", "fates", "score_table",
 )  # fmt: skip
 NATIVE_LANES = {"f64": 8, "f32": 16}  # of a 512-bit register; shorter ones are used in groups
 REALS = ("drift", "noise", "eta", "momentum", "half_eta", "bridge")
@@ -274,7 +275,7 @@ def advance_source(
                 ctx.step = k
                 recipe.step(ctx)
                 seen()
-        _store_block(ctx)
+        store_block(ctx)
         if watching:
             watching.store()
     return module([c])
@@ -400,7 +401,8 @@ def load_block(ctx: Context, recipe: Recipe) -> None:
         ctx.order = c.at(ctx.address("order"), "i32", c.mul(ctx.block, size))
 
 
-def _store_block(ctx: Context) -> None:
+def store_block(ctx: Context) -> None:
+    """The inverse of `load_block`."""
     for name, kind, values in (
         ("x", ctx.kind, ctx.x), ("rng", "i32", ctx.rng), ("velocity", ctx.kind, ctx.velocity)
     ):  # fmt: skip
@@ -447,9 +449,9 @@ def exit_source(recipe: Recipe, kind: str, test: Exit) -> str:
         with c.when(c.compare("sgt", live, c.i64(0))):
             load_block(ctx, recipe)
             found = _run_chunk(ctx, recipe, test, points, events)
-            _store_block(ctx)
+            store_block(ctx)
             with c.when(found):
-                _book_exits(ctx, recipe, points, events)
+                book_exits(ctx, recipe, points, events)
     return module([c])
 
 
@@ -527,7 +529,8 @@ class _Bridge:
         return c.binary("or", out, touched)
 
 
-def _book_exits(ctx: Context, recipe: Recipe, points: Val, events: Val) -> None:
+def book_exits(ctx: Context, recipe: Recipe, points: Val, events: Val) -> None:
+    """Write down what happened in every lane (`events`) and give the lane its next path."""
     c = ctx.code
     with c.loop(c.i64(c.lanes)) as lane:
         event = c.load(events, "i32", lane)
