@@ -8,10 +8,10 @@
 ['the minima, and all that is measured from them']
 """
 
-from .answer import SummaryTable, answer, summary_table
-from .page import render, write
-from .reading import missing
-from .sections import SECTIONS, Section
+from .study.answer import SummaryTable, answer, summary_table
+from .study.page import render, write
+from .study.reading import missing
+from .study.sections import SECTIONS, Section
 
 __all__ = [
     "SECTIONS",

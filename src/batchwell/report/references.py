@@ -1,13 +1,9 @@
-"""Bibliography of the methods that a study can use, and which of them a result did use."""
+"""Bibliography: the sources of all methods that a report can name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from ..estimate import Estimate
-from ..results import FinalRow, StudyResult
-from . import reading, sections
 
 
 @dataclass(frozen=True)
@@ -120,70 +116,3 @@ BIBLIOGRAPHY: Mapping[str, Reference] = {
         "gradient flow along flat valleys",
     ),
 }
-
-
-def _of_final(row: FinalRow) -> Iterator[Estimate]:
-    yield from row.shares.values()
-    yield from (e for e in (row.stayed, row.sharpness, row.loss) if e is not None)
-
-
-# What an estimate's `method` says, and whom to cite for it.
-_METHODS = {
-    "gamma interval": ("garwood", "epstein-sobel"),
-    "t interval": ("student",),
-    "Wilson": ("wilson",),
-}
-
-
-def used(result: StudyResult) -> list[str]:
-    """Keys of the methods this result used, in the order in which the page cites them."""
-    keys: list[str] = []
-    for section in sections.SECTIONS:
-        if section.numbers(result) is not None:
-            keys += section.references
-            keys += cited_by(section.key, result)
-    return list(dict.fromkeys(keys))
-
-
-def cited_by(section: str, result: StudyResult) -> list[str]:
-    """What one section of the page cites beyond its own row, given what the result holds."""
-    rules = {"escape": _escape, "agreement": _agreement, "finals": _finals, "minima": _minima}
-    return rules[section](result) if section in rules else []
-
-
-def _by_method(methods: set[str]) -> list[str]:
-    return [
-        key
-        for mark, found in _METHODS.items()
-        if any(mark in method for method in methods)
-        for key in found
-    ]
-
-
-def _escape(result: StudyResult) -> list[str]:
-    diffusions = [p for p in reading.processes(result) if p.startswith("diffusion")]
-    keys = ["li-tai-e", "milstein-tretyakov"] if diffusions else []
-    methods = {row.steps.method for row in result.escapes if row.steps is not None}
-    return [*keys, *_by_method(methods), "bogacki-shampine", "verwer", "salmon", "blackman-vigna"]
-
-
-def _agreement(result: StudyResult) -> list[str]:
-    numbers = sections.agreement(result)
-    return ["dunn"] if numbers is not None and len(numbers.comparisons) > 1 else []
-
-
-def _finals(result: StudyResult) -> list[str]:
-    methods = {e.method for row in result.finals for e in _of_final(row)}
-    growing = ["smith"] if any(row.growing for row in result.finals) else []
-    joint = ["dunn"] if growing else []
-    streams = ["bogacki-shampine", "verwer", "salmon", "blackman-vigna"]
-    return [*_by_method(methods), *growing, *joint, *streams]
-
-
-def _minima(result: StudyResult) -> list[str]:
-    return ["bogacki-shampine", "verwer"] if result.minima else []
-
-
-def numbered(result: StudyResult) -> dict[str, int]:
-    """Citation number of every key used."""
-    return {key: k for k, key in enumerate(used(result), 1)}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup, escape
 
-from .figures import Axis, Bars, Curve, Dots, Figure, Mark, Panel, Part, Plot, spelt
+from .drawing import Axis, Bars, Curve, Dots, Figure, Mark, Panel, Part, Picture, Plot, spelt
 
 WIDTH, HEIGHT = 340, 262
 LEFT, RIGHT, TOP, BOTTOM = 58, 56, 20, 42
@@ -45,13 +45,15 @@ def draw(panel: Panel) -> Markup:
     """One panel as an SVG element."""
     if isinstance(panel, Plot):
         return _frame(spelt(panel), HEIGHT, _plot(panel))
+    if isinstance(panel, Picture):
+        return _frame(spelt(panel), panel.height, panel.body, panel.width)
     rows = len(panel.rows)
     body = _bars(panel) if isinstance(panel, Bars) else _dots(panel)
     return _frame(spelt(panel), rows * ROW + TOP + BOTTOM, body)
 
 
-def _frame(words: str, height: float, body: Sequence[Markup]) -> Markup:
-    box = f"0 0 {WIDTH} {height}"
+def _frame(words: str, height: float, body: Sequence[Markup], width: float = WIDTH) -> Markup:
+    box = f"0 0 {width} {height}"
     return tag("svg", *body, viewBox=box, role="img", aria_label=words, class_="panel")
 
 

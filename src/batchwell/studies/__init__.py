@@ -47,7 +47,7 @@ class Study:
 
     @property
     def answer(self) -> str:
-        """The answer in one paragraph of plain words."""
+        """The answer in plain words, a paragraph for each point."""
         return answer(self.result)
 
     @property

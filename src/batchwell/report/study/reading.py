@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..estimate import Estimate
-from ..results import PROCESS_NAMES, EscapeRow, FinalRow, LineRow, MinimumRow, StudyResult
-from .wording import censored, counted, listing
+from ...estimate import Estimate
+from ...results import PROCESS_NAMES, EscapeRow, FinalRow, LineRow, MinimumRow, StudyResult
+from ..wording import censored, counted, listing
 
 ROLES = ("sharp", "middle", "flat")
 _SIZES = ("n_examples", "examples_in_data", "rows", "n")

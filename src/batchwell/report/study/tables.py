@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ..results import FinalRow, MinimumRow, StudyResult
+from ...results import FinalRow, MinimumRow, StudyResult
+from ..document import Table, pairs
+from ..wording import NOTHING, estimate, measured, number, share, span, whole
 from . import reading, sections
-from .wording import NOTHING, estimate, measured, number, share, span, whole
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of texts; the first `heads` columns name the row."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    heads: int = 1
-
-    def is_text(self, column: int) -> bool:
-        """Whether a column holds words and not numbers, and so reads best from the left."""
-        if column < self.heads or len(self.columns) < 3:
-            return True
-        return not any(row[column].startswith(_NUMERIC) for row in self.rows)
-
-
-_NUMERIC = (*"0123456789<>−+∞", "more than", "less than")
 
 
 def glance(result: StudyResult) -> Table | None:
@@ -247,11 +228,6 @@ def _minimum_row(m: MinimumRow) -> tuple[str, ...]:
         *(measured(v) for v in values),
         whole(m.starts),
     )
-
-
-def pairs(caption: str, values: Mapping[str, str]) -> Table:
-    """A two-column table of names and values."""
-    return Table(caption, ("name", "value"), tuple(values.items()))
 
 
 def warning_tables(result: StudyResult, numbers: sections.Warnings) -> list[Table]:

@@ -12,11 +12,11 @@ from itertools import pairwise
 from math import log2
 from typing import Any
 
-from ..estimate import Estimate
-from ..results import EscapeRow, FinalRow, LineRow, MinimumRow, StudyResult
+from ...estimate import Estimate
+from ...results import EscapeRow, FinalRow, LineRow, MinimumRow, StudyResult
+from ..ratios import Difference, Ratio, difference, lowest, per_doubling, ratio, simultaneous
+from ..wording import censored, number
 from . import reading
-from .ratios import Difference, Ratio, difference, lowest, per_doubling, ratio, simultaneous
-from .wording import censored, number
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import log2
 
-from ..results import EscapeRow, FinalRow, StudyResult
-from . import reading, sections
-from .ratios import Difference, Ratio, difference, per_doubling, ratio
-from .wording import (
+from ...results import EscapeRow, FinalRow, StudyResult
+from ..ratios import Difference, Ratio, difference, per_doubling, ratio
+from ..wording import (
     NOTHING,
     at_least,
     censored,
@@ -24,25 +23,22 @@ from .wording import (
     share,
     spoken,
 )
+from . import reading, sections
 
 
 def answer(result: StudyResult) -> str:
-    """The study's answer in one paragraph of plain words.
+    """The study's answer in plain words: the main point, then a paragraph for each further one.
 
-    Unfinished studies are said to be so, and what has not been measured is left out.
+    Paragraphs are separated by empty lines. Unfinished studies are said to be so, and what has not been measured is left out.
     """
     result = reading.usable(result)
-    parts = [
-        *_opening(result),
-        *_stays(result),
-        *_doubling(result),
-        *_rates(result),
-        *_sharp_or_flat(result),
-        *_diffusions(result),
-        *_ends(result),
-        *_growing(result),
+    paragraphs = [
+        [*_opening(result), *_stays(result)],
+        [*_doubling(result), *_rates(result), *_sharp_or_flat(result)],
+        [*_ends(result), *_growing(result)],
+        _diffusions(result),
     ]
-    return " ".join(sentence(p) for p in parts)
+    return "\n\n".join(" ".join(sentence(p) for p in found) for found in paragraphs if found)
 
 
 def _opening(result: StudyResult) -> list[str]:

@@ -1,0 +1,39 @@
+"""What commands share: kinds of arguments and tables for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class Numbers(click.ParamType):
+    """Comma-separated numbers: ``.1,.05``."""
+
+    name = "NUMBERS"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        """The numbers in `value`."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            raise InputError(param.opts[0], value, "must be numbers, e.g. .1,.05") from None
+
+
+def table(title: str, rows: list[dict[str, str]]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in rows[0] if rows else ["nothing finished yet"]:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(escape(value) for value in row.values()))
+    return table
