@@ -12,7 +12,7 @@ branches. Standard errors come from independent replicas.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,7 +25,8 @@ from ..errors import InputError, RunError, require, whole
 from ..estimate import Estimate
 from ..streams import generator
 from .departures import Core, core_of, departures, relaxation_steps
-from .regime import attractor
+from .direct import watched_domain
+from .regime import attractor, substeps_of
 from .scores import default_score
 
 UNSURE = 1e-12
@@ -44,7 +45,7 @@ def splitting(
     replicas: int = 16,
     killed: int | None = None,
     seed: int = 0,
-    substeps: int = 4,
+    substeps: int | None = None,
     threads: int | None = None,
     second: Estimate | None = None,
 ) -> Estimate:
@@ -87,6 +88,7 @@ def splitting(
     if domain.level is None:
         raise InputError("domain", domain.name, "must have a level function here")
     minimum = attractor(process, start, domain)
+    substeps = substeps_of(process, minimum, 4, substeps)
     if isinstance(process, SGD) and (process.momentum or process.sampling == "reshuffle"):
         raise InputError(
             "process",
@@ -95,13 +97,15 @@ def splitting(
         )
     score = default_score(process, minimum, domain) if score is None else score
     relaxation = relaxation_steps(process, minimum)
-    core = core_of(process, domain, minimum, score, seed, substeps, relaxation, threads)
+    watched, said = watched_domain(process, domain, minimum, substeps)
+    core = core_of(process, watched, minimum, score, seed, substeps, relaxation, threads)
     times, points = zip(
         *(departures(core, f"{STREAM}/{k}", particles) for k in range(replicas)), strict=True
     )
     paths = _launched(core, np.stack(points))
     rounds = _split(core, paths, killed)
-    return _answer(np.array(times), paths.chance, particles, rounds, second)
+    out = _answer(np.array(times), paths.chance, particles, rounds, second)
+    return replace(out, notes=(*said, *out.notes))
 
 
 @dataclass
