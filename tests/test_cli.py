@@ -259,12 +259,16 @@ def test_weak_takes_one_order_and_another_start(tmp_path: Path) -> None:
     assert "must have shape (2,)" in text
 
 
-def test_exit_asks_sgd_and_its_diffusion_side_by_side() -> None:
-    words = ["--learning-rate", ".2", "--batch-size", "1", "--method", "law"]
-    code, text = call("exit", "double-well", *words)
+def test_exit_asks_sgd_and_its_diffusion_side_by_side(tmp_path: Path) -> None:
+    words = ["--learning-rate", ".2", "--batch-size", "1", "--method", "law", "--quiet"]
+    code, text = call("exit", "double-well", *words, "--out", str(tmp_path / "new"))
     assert code == 0, text
     assert "309.393" in text  # SGD, 61.878569 / .2
     assert "331.343" in text  # diffusion, 66.26862636 / .2
+    page = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
+    assert "309.39" in page
+    answers = json.loads((tmp_path / "new" / "answers.json").read_text(encoding="utf-8"))
+    assert [row["process"] for row in answers["answers"]] == ["SGD", "diffusion"]
 
 
 def test_numbers_and_domains_are_checked() -> None:
@@ -272,4 +276,5 @@ def test_numbers_and_domains_are_checked() -> None:
     assert (code, text.count("\n")) == (2, 1)
     assert "--learning-rate = 'fast'" in text
     assert "no domain" in call("exit", "least-squares")[1]
+    assert "--batch-size" in call("exit", "double-well", "--batch-size", "1.5")[1]
     assert "one of square, first, cosine" in call("weak", "double-well", "--observable", "x")[1]

@@ -7,7 +7,7 @@ import pytest
 
 from batchwell import SGD, additive, ball, box, diffusion, diffusion_approximation, half_space
 from batchwell._jax import jax, jnp
-from batchwell.errors import InputError
+from batchwell.errors import InputError, RunError
 from batchwell.exits import (
     compare_exit_times,
     exponent_map,
@@ -17,6 +17,7 @@ from batchwell.exits import (
 
 WELL = additive(lambda x: (x @ x - 1) ** 2 / 4)
 ACROSS = half_space([1.0], 1.0)
+UNIT = ball([0.0], 1.0)
 
 
 def test_kramers_of_the_double_well():
@@ -92,21 +93,70 @@ def test_bounded_noise_never_escapes():
 
 
 def test_splitting_of_the_chain_is_unbiased():
-    # T7: 117280.42 steps; chance of a false alarm about 1e-3 (t with 11 degrees of freedom).
+    # T7: 117280.42 steps; the mean over 120 replicas is Gaussian: false alarm 6e-5.
     sgd = SGD(additive(lambda x: x @ x / 2), 0.1)
-    out = mean_exit_time(sgd, [0.0], ball([0.0], 1.0), "splitting", particles=512, replicas=12)
-    assert abs(out.value - 117280.42) < 4.4 * out.stderr
-    assert out.stderr < 0.2 * out.value
+    out = mean_exit_time(sgd, [0.0], UNIT, "splitting", particles=256, replicas=120)
+    assert abs(out.value - 117280.42) < 4 * out.stderr
+    assert out.stderr < 0.06 * out.value
+
+
+@pytest.mark.parametrize("killed", [1, 128])
+def test_splitting_is_unbiased_however_many_are_killed(killed):
+    sgd = SGD(additive(lambda x: x @ x / 2), 0.2)
+    options = {"particles": 256, "replicas": 60, "killed": killed, "seed": 3}
+    out = mean_exit_time(sgd, [0.0], UNIT, "splitting", **options)
+    assert abs(out.value - 559.87408) < 4 * out.stderr
+    assert out.stderr < 0.05 * out.value
+
+
+def test_a_score_with_ties_costs_no_bias():
+    # Five levels only: all particles on one step of the stairs die together.
+    sgd = SGD(additive(lambda x: x @ x / 2), 0.2)
+    options = {"particles": 256, "replicas": 60, "seed": 5}
+    stairs = lambda x: jnp.floor(5 * jnp.abs(x[0]) + 0.5)  # noqa: E731
+    out = mean_exit_time(sgd, [0.0], UNIT, "splitting", score=stairs, **options)
+    assert abs(out.value - 559.87408) < 4 * out.stderr
+
+
+def test_a_chance_of_1e_minus_20_to_five_percent():
+    # Exact: the chain's own law, 4.6e21 steps.
+    sgd = SGD(additive(lambda x: x @ x / 2), 0.0205)
+    exact = mean_exit_time(sgd, [0.0], UNIT, "law").value
+    options = {"particles": 4096, "replicas": 16, "seed": 4}
+    out = mean_exit_time(sgd, [0.0], UNIT, "splitting", score=lambda x: x @ x, **options)
+    assert abs(out.value - exact) < 5 * out.stderr  # t with 15 degrees of freedom: 2e-4
+    assert out.stderr < 0.12 * out.value
+    assert "not called reliable" in out.notes[-1]
+    table = compare_exit_times(
+        sgd, [0.0], UNIT, ["law", "splitting"], {"splitting": {"particles": 1024, "seed": 1}}
+    )
+    assert table.answers["splitting"].notes[-1].endswith("agrees: reliable")
 
 
 def test_splitting_needs_a_second_method_for_tiny_chances():
-    from batchwell.exits.splitting import _second_opinion
+    from batchwell.exits.splitting import second_opinion
 
     first = mean_exit_time(SGD(WELL, 0.05), [-1.0], ACROSS, "law")
-    assert "not called reliable" in _second_opinion(first, None).notes[-1]
-    assert "agrees" in _second_opinion(first, first).notes[-1]
+    assert "not called reliable" in second_opinion(first, None).notes[-1]
+    assert "agrees" in second_opinion(first, first).notes[-1]
     other = mean_exit_time(SGD(WELL, 0.1), [-1.0], ACROSS, "law")
-    assert "disagrees" in _second_opinion(first, other).notes[-1]
+    assert "disagrees" in second_opinion(first, other).notes[-1]
+
+
+def test_splitting_in_the_plane_agrees_with_importance_sampling():
+    plane = additive(lambda x: (x[0] ** 2 - 1) ** 2 / 4 + x[1] ** 2 * (0.6 + 0.4 * x[0]), dim=2)
+    where = ([-1.0, 0.0], half_space([1.0, 0.0], 0.8))
+    process = SGD(plane, 0.05)
+    split = mean_exit_time(process, *where, "splitting", particles=1024, seed=1)
+    tilted = mean_exit_time(process, *where, "importance", particles=1024, seed=1)
+    assert abs(math.log(split.value / tilted.value)) < 4.5 * math.hypot(
+        split.stderr / split.value, tilted.stderr / tilted.value
+    )
+
+
+def test_splitting_says_that_another_minimum_lies_inside():
+    with pytest.raises(RunError, match="another minimum lies inside"):
+        mean_exit_time(SGD(WELL, 0.02), [-1.0], half_space([1.0], 3.0), "splitting", particles=64)
 
 
 def test_splitting_refuses_memory():
@@ -149,7 +199,6 @@ def test_unbounded_planes_are_sent_back_by_the_law():
     assert inside.determined
 
 
-@pytest.mark.slow
 def test_importance_of_a_diffusion_and_its_weights():
     process = diffusion_approximation(SGD(WELL, 0.05))
     out = mean_exit_time(process, [-1.0], ACROSS, "importance", particles=1024, seed=2)
@@ -157,6 +206,23 @@ def test_importance_of_a_diffusion_and_its_weights():
     assert abs(out.value - exact) < 5.4 * out.stderr
     assert out.stderr < 0.08 * out.value
     assert "effective paths" in out.notes[0]
+
+
+def test_importance_refuses_exits_that_are_not_rare():
+    with pytest.raises(InputError, match=r"V/eps = 2.5.*must be at least 5"):
+        mean_exit_time(SGD(WELL, 0.2), [-1.0], ACROSS, "importance")
+
+
+def test_weights_are_checked():
+    from batchwell.exits.importance import check_weights
+
+    rng = np.random.default_rng(1)
+    # Log-normal weights of spread s: the mean needs about exp(s^2 / 2 + 2 s) of them.
+    assert "need about" in check_weights(rng.normal(0.0, 1.0, 4000))
+    with pytest.raises(RunError, match="not to be trusted"):
+        check_weights(rng.normal(0.0, 4.0, 4000))
+    with pytest.raises(RunError, match="got out"):
+        check_weights(np.full(100, -np.inf))
 
 
 def test_importance_refuses_noise_it_cannot_tilt():

@@ -1,13 +1,19 @@
-"""`batchwell exit`: mean exit times by every method."""
+"""`batchwell exit`: mean exit times by every method, and their report."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import require
+from ..errors import InputError
 from ._shared import Numbers, table
+
+if TYPE_CHECKING:
+    from ..exits import ExitSurvey
+    from ..exits.survey import Cell
 
 
 @click.command("exit")
@@ -15,39 +21,100 @@ from ._shared import Numbers, table
 @click.option("--learning-rate", type=Numbers(), default=".2,.1", show_default=True)
 @click.option("--batch-size", type=Numbers(), default="1,2", show_default=True)
 @click.option("--method", "methods", multiple=True, help="Only this one; may be repeated.")
+@click.option("--seed", default=0, show_default=True, help="Root seed of all random streams.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of report.html and answers.json [default: runs/exit-PROBLEM].",
+)
+@click.option("--quiet", is_flag=True, help="No progress.")
 def exit_times(
     name: str,
     learning_rate: tuple[float, ...],
     batch_size: tuple[float, ...],
     methods: tuple[str, ...],
+    seed: int,
+    out: Path | None,
+    quiet: bool,
 ) -> None:
-    """Mean exit time of SGD and of its diffusion from a problem's domain, by every method."""
+    """Mean exit time of SGD and of its diffusion from a problem's domain, by every method.
+
+    Writes a report: times against B/eta with both exponents, the most likely ways out, where and
+    when simulated paths left, and which methods agree.
+    """
     from rich.console import Console
 
-    from ..dynamics import SGD, diffusion_approximation
-    from ..errors import whole
+    from ..exits import exit_survey
     from ..problems import problem
+    from ..report.document import write
+    from ..report.exits import document
 
     found = problem(name)
-    require(found.domain is not None, "PROBLEM", name, "has no domain to leave: use `study`")
-    rows = []
-    for rate in learning_rate:
-        for size in (whole("--batch-size", int(b)) for b in batch_size if b == int(b)):
-            sgd = SGD(found.loss, rate, size)
-            for title, process in (("SGD", sgd), ("diffusion", diffusion_approximation(sgd))):
-                head = {"eta": f"{rate:g}", "B": str(size), "process": title}
-                rows += [{**head, **row} for row in _exit_rows(process, found, methods)]
+    for size in batch_size:
+        if size != int(size) or size < 1:
+            raise InputError("--batch-size", f"{size:g}", "must be whole numbers from 1 on")
+    error = Console(stderr=True)
+    done = exit_survey(
+        found,
+        learning_rate,
+        [int(size) for size in batch_size],
+        methods or None,
+        _seeded(methods, seed),
+        seed,
+        (lambda text: None) if quiet else lambda text: error.print(f"[dim]{text} ...[/dim]"),
+    )
+    rows = [row for cell in done.cells for row in _rows(cell)]
     Console().print(table("Mean exit times, in SGD steps", rows))
+    folder = Path("runs") / f"exit-{name}" if out is None else out
+    _write_answers(done, folder)
+    page = write(document(done), folder / "report.html")
+    click.echo(f"report: {page}")
 
 
-def _exit_rows(process: Any, found: Any, methods: tuple[str, ...]) -> list[dict[str, str]]:
-    from ..exits import compare_exit_times
+def _seeded(methods: tuple[str, ...], seed: int) -> dict[str, dict[str, int]]:
+    from ..exits import EXIT_METHODS
 
-    out = compare_exit_times(process, found.start, found.domain, methods or None)
-    answers = {name: f"{e.value:.6g}" for name, e in out.answers.items()}
-    ranges = {
-        name: f"[{e.interval[0]:.6g}, {e.interval[1]:.6g}]" for name, e in out.answers.items()
+    return {
+        m: {"seed": seed}
+        for m in methods or EXIT_METHODS
+        if m in EXIT_METHODS and EXIT_METHODS[m].statistical
     }
-    rows = [{"method": m, "steps": answers[m], "interval": ranges[m]} for m in answers]
-    rows += [{"method": m, "steps": "—", "interval": why} for m, why in out.refused.items()]
-    return [{**row, "agreement": out.verdict if k == 0 else ""} for k, row in enumerate(rows)]
+
+
+def _write_answers(done: ExitSurvey, folder: Path) -> None:
+    from ..runs import write_atomic
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "learning_rate": c.learning_rate,
+            "batch_size": c.batch_size,
+            "process": c.name,
+            **row,
+        }
+        for c in done.cells
+        for row in c.comparison.table()
+    ]
+    text = json.dumps({"problem": done.name, "answers": rows}, indent=1)
+    write_atomic(folder / "answers.json", text.encode(), "--out")
+
+
+def _rows(cell: Cell) -> list[dict[str, str]]:
+    out = cell.comparison
+    head = {
+        "eta": f"{cell.learning_rate:g}",
+        "B": str(cell.batch_size),
+        "process": cell.name,
+    }
+    rows = [
+        {
+            "method": name,
+            "steps": f"{e.value:.6g}",
+            "interval": f"[{e.interval[0]:.6g}, {e.interval[1]:.6g}]",
+        }
+        for name, e in out.answers.items()
+    ]
+    rows += [{"method": m, "steps": "\u2014", "interval": why} for m, why in out.refused.items()]
+    return [
+        {**head, **row, "agreement": out.verdict if k == 0 else ""} for k, row in enumerate(rows)
+    ]

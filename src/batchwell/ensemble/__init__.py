@@ -20,27 +20,36 @@ from ..domain import Domain
 from ..dynamics import SGD, Process
 from ..errors import Divergence, InputError, require, whole
 from ..streams import path_states
-from . import exits, fused, xla
+from . import exits, fused, trials, xla
 from .choice import engine_for, engine_with_test, loops_for
 from .flow import Flow, Regions, gradient_flow
 from .fused import CALL_SECONDS
 from .lowering import Unsupported
 from .observe import Bins, Observable, Sums, Watcher, shape_of
 from .options import Options, Settings, SlowerEngine, checked, fall_back, on_cpu, require_memory
+from .trials import CORE, GOAL, OUT, STOPPED, Score, Table
 
 __all__ = [
+    "CORE",
+    "GOAL",
+    "OUT",
+    "STOPPED",
     "Ensemble",
     "FirstExits",
     "Flow",
     "Observation",
     "Options",
     "Regions",
+    "Score",
     "SlowerEngine",
+    "Table",
+    "Trials",
     "advance",
     "first_exits",
     "gradient_flow",
     "observe",
     "positions",
+    "run_trials",
     "start",
 ]
 
@@ -102,6 +111,28 @@ class FirstExits:
     observed: np.ndarray
     points: np.ndarray
     horizon: int
+
+
+@dataclass(frozen=True)
+class Trials:
+    """How M paths ended that ran until they were in a core, past a goal, or outside.
+
+    Attributes
+    ----------
+    fates
+        (M,) CORE, GOAL, OUT, or STOPPED at the horizon.
+    points
+        (M, d) where.
+    steps
+        (M,) SGD steps taken (a multiple of 1/substeps for a diffusion).
+    best
+        (M,) highest score after any of these steps.
+    """
+
+    fates: np.ndarray
+    points: np.ndarray
+    steps: np.ndarray
+    best: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -424,6 +455,81 @@ def first_exits(
         raise InputError("bridge", True, "needs the fused engine")
     run = xla.exit_finder(process, substeps, domain, settings.scheme)
     return _exits_on_xla(run, state, horizon, per, progress)
+
+
+def run_trials(
+    process: Process,
+    ensemble: Ensemble,
+    domain: Domain,
+    score: Score,
+    core: float,
+    goals: ArrayLike,
+    horizon: int,
+    substeps: int = DEFAULT_SUBSTEPS,
+    **options: Unpack[Options],
+) -> Trials:
+    """Run every path until its score is at most `core`, exceeds its goal, or it is outside.
+
+    Tested after every step, never before the first; outside wins over goal, goal over core. The
+    same ensemble gives the same paths for any goals, up to where they end.
+
+    Parameters
+    ----------
+    ensemble
+        From `start`, at step 0.
+    domain
+        With a level function.
+    score
+        ``score(x)``, (d,) -> scalar in jax.numpy.
+    goals
+        One score for all, or (M,); ``inf`` for none.
+    horizon
+        SGD steps after which a path is stopped.
+
+    Raises
+    ------
+    Divergence
+        A path left the finite numbers.
+
+    Examples
+    --------
+    >>> from batchwell import SGD, additive, ball
+    >>> sgd = SGD(additive(lambda x: x @ x / 2), learning_rate=0.1)
+    >>> paths = start(sgd, [0.5], 4, seed=1)
+    >>> run_trials(sgd, paths, ball([0.0], 1.0), lambda x: x @ x, 0.01, 0.3, 10**6).fates
+    array([1, 2, 2, 1], dtype=int32)
+    """
+    horizon = whole("horizon", horizon)
+    goals = np.broadcast_to(np.asarray(goals, np.float64), (len(ensemble.x),))
+    settings = checked(process, substeps, cast(Any, options))
+    on_cpu(settings, "trials")
+    per = 1 if isinstance(process, SGD) else whole("substeps", substeps)
+    common = (domain, score, ensemble.x, ensemble.rng)
+    found = None
+    if settings.engine != "xla":
+        try:
+            engine = engine_for(process, settings, loops=False)
+            found = trials.run_trials(
+                engine, *common, core, goals, horizon * per, substeps, settings.threads
+            )
+        except Unsupported as why:
+            fall_back(settings, str(why))
+    if found is None:
+        found = trials.run_on_xla(
+            process,
+            *common,
+            ensemble.memory,
+            core,
+            goals,
+            horizon * per,
+            substeps,
+            settings.scheme,
+        )
+    points, steps, fates, best = found
+    bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
+    if bad.size:
+        _check_finite(points, ensemble.paths, -(-int(steps[bad[0]]) // per))
+    return Trials(fates, points, steps / per, best)
 
 
 def _first_exits(

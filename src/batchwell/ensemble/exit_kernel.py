@@ -51,7 +51,7 @@ def exit_source(recipe: Recipe, kind: str, test: Exit) -> str:
             found = _run_chunk(ctx, recipe, test, points, events)
             store_block(ctx)
             with c.when(found):
-                _book_exits(ctx, recipe, points, events)
+                book_exits(ctx, recipe, points, events)
     return module([c])
 
 
@@ -138,7 +138,8 @@ class _Bridge:
         return c.binary("or", out, touched)
 
 
-def _book_exits(ctx: Context, recipe: Recipe, points: Val, events: Val) -> None:
+def book_exits(ctx: Context, recipe: Recipe, points: Val, events: Val) -> None:
+    """Write down the lanes that have an event and refill them."""
     c = ctx.code
     with c.loop(c.i64(c.lanes)) as lane:
         event = c.load(events, "i32", lane)

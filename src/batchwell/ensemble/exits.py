@@ -30,6 +30,7 @@ from .ir import Graph
 from .kernels import Context, Expressions, Recipe
 from .loop_program import Program
 from .lowering import inputs, lower
+from .native import Kernel
 from .plans import data_table, row_weights
 from .row_sums import example_loss, mean_over_rows
 from .vector import Val
@@ -39,7 +40,7 @@ CHUNK = 32  # steps between bookings
 
 
 @dataclass
-class _Lanes:
+class Lanes:
     """One thread's lanes."""
 
     x: np.ndarray
@@ -52,6 +53,7 @@ class _Lanes:
 
     @property
     def live(self) -> int:
+        """Lanes that still hold a path."""
         return int(self.arguments.get("live"))
 
 
@@ -78,14 +80,14 @@ def exit_test(process: Process, domain: Domain, bridge: bool, loops: bool = Fals
     if key not in _tests:
         spread = None
         if bridge:
-            spread = _scalar(_level_variance(process, domain), domain.dim, loops)
+            spread = scalar(_level_variance(process, domain), domain.dim, loops)
         _tests[key] = _mean_test(domain, spread, loops) or _plain_test(domain, spread, loops)
     return _tests[key]
 
 
 def _plain_test(domain: Domain, spread: Written | None, loops: bool) -> Exit:
     assert domain.level is not None
-    return Exit(_scalar(domain.level, domain.dim, loops), spread)
+    return Exit(scalar(domain.level, domain.dim, loops), spread)
 
 
 def _mean_test(domain: Domain, spread: Written | None, loops: bool) -> Exit | None:
@@ -139,7 +141,7 @@ def _level_variance(process: Process, domain: Domain) -> Callable[[object], obje
     return variance
 
 
-def _scalar(function: Callable[[object], object], dim: int, loops: bool) -> Written:
+def scalar(function: Callable[[object], object], dim: int, loops: bool) -> Written:
     """What writes a function of the positions, of one value."""
     point = jax.ShapeDtypeStruct((dim,), jnp.float64)
     if loops:
@@ -185,8 +187,20 @@ def find_exits(
     if test.table is not None:
         table, weights = blocked_table(test, engine.kind)
         shared.update(level_table=table, level_weights=weights, level_rows=len(table))
-    workers = _workers(engine, substeps, threads, starts, states, queue, shared)
-    budget = 1
+    drain(
+        call, workers_of(engine, substeps, threads, starts, states, queue, shared), progress, left
+    )
+    return np.abs(left), left > 0, points.astype(np.float64)
+
+
+def drain(
+    call: Kernel,
+    workers: list[Lanes],
+    progress: Callable[[int, int], None] | None,
+    left: np.ndarray,
+    budget: int = 1,
+) -> None:
+    """Call the kernel, `budget` chunks at first, until the queue and all lanes are empty."""
     while any(w.live for w in workers):
         clock = time.perf_counter()
         for w in workers:
@@ -203,10 +217,9 @@ def find_exits(
         )
         if progress is not None:
             progress(int(np.count_nonzero(left)), len(left))
-    return np.abs(left), left > 0, points.astype(np.float64)
 
 
-def _workers(
+def workers_of(
     engine: Engine,
     substeps: int,
     threads: int | None,
@@ -214,7 +227,7 @@ def _workers(
     states: np.ndarray,
     queue: np.ndarray,
     shared: dict[str, object],
-) -> list[_Lanes]:
+) -> list[Lanes]:
     """Lanes of every thread, filled with the first paths of the queue."""
     lanes = engine.recipe.lanes(engine.kind)
     common = common_arguments(engine, substeps)
@@ -234,7 +247,7 @@ def _filled(
     states: np.ndarray,
     common: Arguments,
     shared: dict[str, object],
-) -> _Lanes:
+) -> Lanes:
     recipe: Recipe = engine.recipe
     rows = np.maximum(ids, 0)
     x, rng = np.ascontiguousarray(starts[rows].T), np.ascontiguousarray(states[rows].T)
@@ -257,4 +270,4 @@ def _filled(
     for name, value in {**shared, **own}.items():
         if value is not None:
             args.put(name, value)
-    return _Lanes(x, rng, velocity, order, ids, taken, args)
+    return Lanes(x, rng, velocity, order, ids, taken, args)

@@ -7,15 +7,16 @@ Estimate`` in a file of its own, which checks its own regime, and add one row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import ArrayLike
 
 from ..domain import Domain
 from ..dynamics import SGD, Process
-from ..errors import one_of
+from ..errors import InputError, one_of
 from ..estimate import Estimate
+from ..problems import Problem
 from .by_action import by_action
 from .by_law import by_law
 from .compare import ExitComparison, compare
@@ -27,15 +28,18 @@ from .roster import ExitMethod
 from .scan import ScanRow, fitted_exponent, scan_exits, survival_curve
 from .sharp import sharp
 from .splitting import splitting
+from .survey import ExitSurvey, sgd_and_diffusion, survey
 
 __all__ = [
     "EXIT_METHODS",
     "ExitComparison",
     "ExitMethod",
+    "ExitSurvey",
     "ExponentRow",
     "ScanRow",
     "compare_exit_times",
     "exit_scan",
+    "exit_survey",
     "exponent_map",
     "fitted_exponent",
     "holding_batch_size",
@@ -160,4 +164,49 @@ def exit_scan(
     """
     return scan_exits(
         compare_exit_times, process, start, domain, learning_rates, batch_sizes, methods, options
+    )
+
+
+def exit_survey(
+    problem: Problem,
+    learning_rates: Sequence[float],
+    batch_sizes: Sequence[int],
+    methods: Sequence[str] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda text: None,
+) -> ExitSurvey:
+    """All that a report on the exits of a gallery problem shows: what `batchwell exit` runs.
+
+    A problem without a loss is asked as the diffusion that it is, at temperature eta/B, with its
+    unit of time as step.
+
+    Raises
+    ------
+    InputError
+        The problem has no domain.
+    """
+    domain = problem.domain
+    if domain is None:
+        raise InputError("PROBLEM", problem.name, "has no domain to leave: use `study`")
+    if problem.stochastic_loss is not None:
+        processes: Any = sgd_and_diffusion(problem.loss)
+    else:
+        make = problem.process
+        assert make is not None
+        processes = lambda eta, size: {"diffusion": make(eta / size)}  # noqa: E731
+    return survey(
+        compare_exit_times,
+        problem.name,
+        problem.summary,
+        processes,
+        problem.stochastic_loss,
+        problem.start,
+        domain,
+        learning_rates,
+        batch_sizes,
+        methods,
+        options,
+        seed,
+        tell,
     )

@@ -71,7 +71,27 @@ def channels(
             if refused
             else RunError(f"no saddle and no boundary point of the {domain.name} was found")
         )
-    return sorted(out, key=lambda c: c.path.action)
+    return _without_repeats(sorted(out, key=lambda c: c.path.action))
+
+
+# Error of an action, relative, above which a costlier path to the same end is not believed.
+LOOSE = 1e-7
+
+
+def _without_repeats(ways: list[Channel]) -> list[Channel]:
+    """Ways, cheapest first, without costlier paths to an end that a cheaper one reaches too.
+
+    At a saddle several paths may be real (V has a kink there); badly resolved ones are not.
+    """
+    out: list[Channel] = []
+    for way in ways:
+        end, start = way.path.end, way.path.path[0]
+        near = 0.01 * float(np.linalg.norm(end - start))
+        same = any(np.linalg.norm(end - w.path.end) <= near for w in out)
+        if same and (way.saddle is None or way.path.error > LOOSE * way.path.action):
+            continue
+        out.append(way)
+    return out
 
 
 def leading_out(process: Process, minimum: np.ndarray, domain: Domain) -> list[FixedPoint]:

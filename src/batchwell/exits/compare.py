@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -14,6 +14,7 @@ from ..dynamics import Process
 from ..errors import BatchwellError
 from ..estimate import Estimate
 from .roster import ExitMethod
+from .splitting import UNRELIABLE, second_opinion
 
 # Two answers disagree beyond this many joint errors: chance 6e-5 each way for Gaussian errors.
 LIMIT = 4.0
@@ -91,6 +92,8 @@ def compare(
             answers[name] = method.run(process, start, domain, **options.get(name, {}))
         except BatchwellError as error:
             refused[name] = str(error)
+    if "splitting" in answers:
+        answers["splitting"] = _seconded(answers)
     names = list(answers)
     pairs = [
         Pair(a, b, distance(answers[a], answers[b]))
@@ -98,6 +101,20 @@ def compare(
         for b in names[i + 1 :]
     ]
     return ExitComparison(answers, refused, tuple(pairs))
+
+
+# Whose agreement makes a tiny chance reliable: the action alone knows only its logarithm.
+SECONDS = ("law", "importance", "sharp", "direct")
+
+
+def _seconded(answers: Mapping[str, Estimate]) -> Estimate:
+    """Splitting's answer, with another method's opinion where its chance is tiny."""
+    out = answers["splitting"]
+    others = [answers[name] for name in SECONDS if name in answers]
+    if UNRELIABLE not in out.notes or not others:
+        return out
+    kept = tuple(note for note in out.notes if note != UNRELIABLE)
+    return second_opinion(replace(out, notes=kept), others[0])
 
 
 def distance(first: Estimate, second: Estimate) -> float:

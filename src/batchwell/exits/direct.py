@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -14,7 +15,7 @@ from ..ensemble import FirstExits, Progress, first_exits
 from ..errors import RunError, whole
 from ..estimate import Estimate, censored_mean
 from .basin import basin_exits
-from .regime import check_start
+from .regime import check_start, substeps_of
 
 MIN_EVENTS = 20
 FIRST_HORIZON = 512
@@ -32,15 +33,15 @@ def direct(
     horizon: int | None = None,
     max_path_steps: float = 2e8,
     seed: int = 0,
-    substeps: int = 4,
+    substeps: int | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
     """Mean exit time in SGD steps, by simulating `paths` copies from `start` (d,).
 
     Paths still inside at `horizon` SGD steps are censored data (`estimate.censored_mean`).
     Without a `horizon` it grows fourfold until nine paths in ten have left or
-    `max_path_steps` would be exceeded. A diffusion's boundary is moved inwards by the mean
-    overshoot of its discrete steps. A basin (`landscape.basin`) is watched through quenches
+    `max_path_steps` would be exceeded. A diffusion takes at least 4 `substeps` per SGD step, more if
+    its drift is fast. Its boundary is moved inwards by the mean overshoot of these. A basin (`landscape.basin`) is watched through quenches
     (`exits.basin.basin_exits`), up to 100 000 steps unless a `horizon` is given.
 
     Raises
@@ -61,9 +62,10 @@ def direct(
     """
     x = check_start(process, start, domain)
     paths = whole("paths", paths, 2)
+    substeps = substeps_of(process, x, 4, substeps)
     if domain.needs_quench:
         return _from_basin(process, x, domain, paths, horizon, seed, substeps, progress)
-    watched, moved = _watched(process, domain, x, substeps)
+    watched, said = watched_domain(process, domain, x, substeps)
 
     def watch(limit: int) -> FirstExits:
         return first_exits(
@@ -75,7 +77,7 @@ def direct(
     out = censored_mean(exits.steps, exits.observed, "steps", "direct simulation")
     if events < MIN_EVENTS:
         raise RunError(_too_few(events, paths, exits))
-    return out.with_notes(*_notes(process, substeps, moved, exits))
+    return out.with_notes(*said, *_notes(exits))
 
 
 def _from_basin(
@@ -109,25 +111,39 @@ def _growing(watch: Any, paths: int, max_path_steps: float) -> FirstExits:
         limit *= 4
 
 
-def _watched(process: Process, domain: Domain, x: Any, substeps: int) -> tuple[Domain, bool]:
-    """The domain to test against after each step, and whether it was moved inwards.
+def watched_domain(
+    process: Process, domain: Domain, x: Any, substeps: int
+) -> tuple[Domain, tuple[str, ...]]:
+    """The domain to test a simulated path from x (d,) against after each step, and what to say.
 
     Testing a diffusion only at steps of length dt misses excursions: the exit time is that of
     a boundary moved outwards by 0.5826 sqrt(n.a n dt). Moving it inwards by as much leaves
     an error o(sqrt dt). Gobet & Menozzi, "Stopped diffusion processes: boundary corrections
-    and overshoot" (SPA 120, 2010), eq. 1.4.
+    and overshoot" (SPA 120, 2010), eq. 1.4. Steps of SGD are left as they are.
     """
     if not isinstance(process, Diffusion) or domain.level is None:
-        return domain, False
-    dt, level, tensor = process.learning_rate / substeps, domain.level, process.tensor
+        return domain, ()
+    said = f"Heun scheme with {substeps} substeps per SGD step, exit tested at substeps"
+    shifted = _moved_inwards(process, domain, process.learning_rate / substeps)
+    # A start within one overshoot of the boundary must not count as outside.
+    if not bool(shifted.contains(x)):
+        return domain, (f"{said}: times biased upwards by sqrt(dt)",)
+    return shifted, (
+        f"{said}: boundary moved inwards by the mean overshoot, leaving a bias below sqrt(dt)",
+    )
+
+
+@lru_cache(maxsize=32)
+def _moved_inwards(process: Diffusion, domain: Domain, dt: float) -> Domain:
+    """One object per question, so that code compiled for it is found again."""
+    level, tensor = domain.level, process.tensor
+    assert level is not None
 
     def moved(y: Any) -> Any:
         slope = jax.grad(level)(y)
         return level(y) + OVERSHOOT * jnp.sqrt(dt * slope @ tensor(y) @ slope)
 
-    shifted = Domain(domain.name, domain.dim, moved)
-    # A start within one overshoot of the boundary must not count as outside.
-    return (shifted, True) if bool(shifted.contains(x)) else (domain, False)
+    return Domain(domain.name, domain.dim, moved)
 
 
 def _too_few(events: int, paths: int, exits: FirstExits) -> str:
@@ -141,18 +157,8 @@ def _too_few(events: int, paths: int, exits: FirstExits) -> str:
     )
 
 
-def _notes(process: Process, substeps: int, moved: bool, exits: FirstExits) -> list[str]:
+def _notes(exits: FirstExits) -> list[str]:
     notes = []
-    if isinstance(process, Diffusion):
-        scheme = f"Heun scheme with {substeps} substeps per SGD step, exit tested at substeps"
-        notes.append(
-            scheme
-            + (
-                ": boundary moved inwards by the mean overshoot, leaving a bias below sqrt(dt)"
-                if moved
-                else ": times biased upwards by sqrt(dt)"
-            )
-        )
     if 0 < exits.observed.sum() < len(exits.observed):
         notes.append(
             f"{int((~exits.observed).sum())} paths censored at {exits.horizon} steps: "

@@ -4,13 +4,15 @@ The chance that a departure from the core gets out is the mean of ``1{out} w`` o
 Gaussian noise is shifted by ``factor^T theta / eps``, theta the instanton's momentum at the nearest
 of its points, with ``log w = - sum (u . xi + |u|^2 / 2)``. Source: Dupuis & Wang, "Importance
 sampling, large deviations, and differential games" (Stochastics 76, 2004): a tilt that depends
-on the state, so that paths which stray are not pushed on. Flux of departures as in `splitting`.
+on the state, so that paths which stray are not pushed on. Whether there are enough paths for their
+weights: Chatterjee & Diaconis, "The sample size required in importance sampling" (Ann. Appl. Probab.
+28, 2018).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,19 +21,29 @@ from numpy.typing import ArrayLike
 from .._jax import jax, jnp
 from ..action import hamiltonian
 from ..domain import Domain
-from ..dynamics import SGD, Process
-from ..ensemble import rng as keyed
+from ..dynamics import SGD, Diffusion, Process
+from ..ensemble import OUT, Table
 from ..errors import InputError, RunError, whole
 from ..estimate import Estimate
-from ..streams import generator, path_states
+from ..streams import generator
 from .channels import Channel, channels
-from .regime import attractor, temperature_of
-from .scores import score_along
-from .splitting import Levels, SplittingRun
+from .departures import Core, core_of, departures, relaxation_steps
+from .direct import watched_domain
+from .regime import attractor, substeps_of, temperature_of
+from .scores import default_score
+from .splitting import rate_to_time
 
 Array = Any
-# Fewer effective paths than this and the mean of the weights is not to be trusted.
-EFFECTIVE = 50.0
+# Below this exponent V/eps the way out is no narrow path.
+RARE = 5.0
+# Largest share of the sum that one weight may have.
+LARGEST = 0.05
+# Strengths of the push, by which half of the replicas each are pushed.
+STRENGTHS = (1.0, 0.8)
+# Noises up to which the mean drift over a step is taken with its second derivatives.
+SMALL_WIDTH = 4
+# Points of an instanton at which its momentum is tabulated.
+PLACES = 43
 
 
 def importance(
@@ -42,17 +54,19 @@ def importance(
     particles: int = 4096,
     replicas: int = 8,
     seed: int = 0,
-    substeps: int = 8,
+    substeps: int | None = None,
+    threads: int | None = None,
 ) -> Estimate:
     """Mean exit time in SGD steps by sampling along the instanton.
 
     Raises
     ------
     InputError
-        SGD whose noise is not Gaussian (use `splitting`), momentum, a bad start, or a domain
-        without a level function.
+        SGD whose noise is not Gaussian (use `splitting`), momentum, exits that are not rare (V/eps
+        below 5: says it), a bad start, or a domain without a level function.
     RunError
-        Fewer than 50 effective paths, or no path out: says how many.
+        Weights that are not to be trusted with so few paths (says how many they need), or no path
+        out.
 
     Examples
     --------
@@ -62,28 +76,35 @@ def importance(
     >>> abs(out.value - 117280.42) < 4 * out.stderr
     True
     """
-    particles, replicas = whole("particles", particles, 64), whole("replicas", replicas, 2)
+    particles, replicas = whole("particles", particles, 64), whole("replicas", replicas, 4)
     if domain.level is None:
         raise InputError("domain", domain.name, "must have a level function here")
     minimum = attractor(process, start, domain)
+    substeps = substeps_of(process, minimum, 8, substeps)
     _check(process)
     ways = channels(process, minimum, domain)
-    best = [w for w in ways if w.path.exponent < ways[0].path.exponent + 3]
-    score = score_along(minimum, [w.path for w in best])
-    run = SplittingRun(process, domain, minimum, score, particles, seed, substeps)
-    core = run.core()
-    trial = _tilted(process, domain, score, best, minimum, substeps)
-    pairs, sizes = [], []
+    exponent = ways[0].path.exponent
+    if exponent < RARE:
+        raise InputError(
+            "process",
+            f"V/eps = {exponent:.3g}",
+            f"must be at least {RARE:g} for paths to follow the instanton; use method direct",
+        )
+    best = [w for w in ways if w.path.exponent < exponent + 3]
+    score = default_score(process, minimum, domain)
+    relaxation = relaxation_steps(process, minimum)
+    watched, notes = watched_domain(process, domain, minimum, substeps)
+    core = core_of(process, watched, minimum, score, seed, substeps, relaxation, threads)
+    pushed = [_pushed(core, best, strength) for strength in STRENGTHS]
+    rates, logs = [], []
     for k in range(replicas):
-        flux, starts = run.departures(f"importance/{k}", core.core, core.values[0])
-        logs = _weights(trial, starts, core, particles, seed, k)
-        top = logs.max()
-        if not np.isfinite(top):
-            raise RunError(f"no tilted path of {particles} got out: use method splitting")
-        w = np.exp(logs - top)
-        pairs.append(flux * math.exp(top) * w.mean())
-        sizes.append(w.sum() ** 2 / np.sum(w**2))
-    return _answer(np.array(pairs), float(np.sum(sizes)), particles)
+        time, points = departures(core, f"importance/{k}", particles)
+        logs.append(_weights(pushed[k % 2], points, k))
+        rates.append(np.exp(logs[-1]).mean() / time)
+    said = [check_weights(np.concatenate(logs[k::2])) for k in (0, 1)]
+    said.append(check_strengths(np.array(rates)))
+    out = rate_to_time(np.array(rates), "importance sampling along the instanton")
+    return out.with_notes(*said, *notes)
 
 
 def _check(process: Process) -> None:
@@ -98,80 +119,127 @@ def _check(process: Process) -> None:
             )
 
 
-def _answer(rates: np.ndarray, effective: float, particles: int) -> Estimate:
-    from scipy.stats import t as student
+def check_weights(logs: np.ndarray) -> str:
+    """Whether a mean of exp(logs) (n,), -inf for weight 0, is to be trusted; a note that it is.
 
-    n = len(rates)
-    if effective < EFFECTIVE:
+    The mean needs about ``exp(D + 2 s)`` paths, D and s mean and standard deviation of the log of
+    the weight over its mean, under the law that the weights lead to (Chatterjee & Diaconis, Theorem
+    1.1), and no weight may be a large share of the sum (ibid., section 1.3).
+
+    Raises
+    ------
+    RunError
+        Says how many paths would be needed, or the largest share.
+
+    Examples
+    --------
+    >>> check_weights(np.zeros(100))
+    '100 effective paths of 100; weights need about 1'
+    """
+    if not np.isfinite(logs.max()):
+        raise RunError(f"no tilted path of {len(logs)} got out: use method splitting")
+    w = np.exp(logs - logs.max())
+    share = w / w.sum()
+    seen = share > 0
+    ratio = np.log(share[seen] * len(logs))
+    entropy = float(share[seen] @ ratio)
+    spread = math.sqrt(float(share[seen] @ (ratio - entropy) ** 2))
+    need = math.exp(min(entropy + 2 * spread, 700.0))
+    effective = 1.0 / float(share @ share)
+    if need > len(logs) or share.max() > LARGEST:
         raise RunError(
-            f"only {effective:.0f} effective paths of {n * particles}, {EFFECTIVE:g} "
-            "needed: the instanton does not carry the exits; use method splitting"
+            f"weights not to be trusted: {len(logs)} paths, about {need:.2g} needed, largest weight "
+            f"{share.max():.0%} of the sum; the instanton does not carry the exits: use splitting"
         )
-    rate = float(rates.mean())
-    relative = float(rates.std(ddof=1) / math.sqrt(n)) / rate
-    spread = math.exp(float(student.ppf(0.975, n - 1)) * relative)
-    value = 1.0 / rate
-    note = f"{effective:.0f} effective paths of {n * particles}; weights checked"
-    return Estimate(
-        value,
-        value * relative,
-        (value / spread, value * spread),
-        "steps",
-        "importance sampling along the instanton, t interval over replicas",
-        n,
-        notes=(note,),
+    return f"{effective:.0f} effective paths of {len(logs)}; weights need about {need:.2g}"
+
+
+def check_strengths(rates: np.ndarray) -> str:
+    """Whether replicas pushed with the two strengths in turn, (n,) rates, agree; a note that they do.
+
+    Weights cannot show exits that the pushed paths hardly ever make; another push makes others.
+
+    Raises
+    ------
+    RunError
+        The two means lie more than 4 of their standard errors apart.
+    """
+    full, less = rates[0::2], rates[1::2]
+    spread = math.hypot(*(r.std(ddof=1) / math.sqrt(len(r)) for r in (full, less)))
+    gap = abs(float(full.mean() - less.mean()))
+    if gap > 4 * spread:
+        raise RunError(
+            f"two strengths of the push give rates {full.mean():.4g} and {less.mean():.4g}, "
+            f"{gap / spread:.1f} standard errors apart: the instanton does not carry all exits; use "
+            "method splitting"
+        )
+    return f"pushes of strength {STRENGTHS[0]:g} and {STRENGTHS[1]:g} agree"
+
+
+def _pushed(core: Core, ways: list[Channel], strength: float) -> Core:
+    """The core with its process pushed, and the log weight as one more coordinate."""
+    d, level, score = core.domain.dim, core.domain.level, core.score
+    assert level is not None
+    domain = Domain(core.domain.name, d + 1, lambda y: level(y[:d]))
+    process, substeps = _tilted(core, ways, strength)
+    return replace(
+        core,
+        process=process,
+        domain=domain,
+        score=score if isinstance(score, Table) else lambda y: score(y[:d]),
+        minimum=np.append(core.minimum, 0.0),
+        substeps=substeps,
+        scheme="euler",
     )
 
 
-def _weights(
-    trial: Callable[..., Any], starts: np.ndarray, core: Levels, particles: int, seed: int, k: int
-) -> np.ndarray:
-    """Log weights (particles,) of tilted paths from random `starts`; -inf for those not out."""
-    choice = generator(seed, f"importance/{k}/choice").integers(0, len(starts), particles)
-    states = path_states(seed, f"importance/{k}", np.arange(particles))
-    fate, logs = trial(jnp.asarray(starts[choice]), jnp.asarray(states), core.core)
-    return np.where(np.asarray(fate) == 2, np.asarray(logs), -np.inf)
+def _weights(core: Core, points: np.ndarray, k: int) -> np.ndarray:
+    """Log weights (m,) of pushed paths from random `points`; -inf for those not out."""
+    count = len(points)
+    chosen = points[generator(core.seed, f"importance/{k}/choice").integers(0, count, count)]
+    there = ~core.domain.contains(np.column_stack([chosen, np.zeros(count)]))
+    logs = np.where(there, 0.0, -np.inf)  # a departure may jump out at once
+    starts = np.column_stack([chosen, np.zeros(count)])[~there]
+    if len(starts):
+        paths = core.paths(f"importance/{k}", starts, np.flatnonzero(~there))
+        done = core.trials(paths, math.inf)
+        logs[~there] = np.where(done.fates == OUT, done.points[:, -1], -np.inf)
+    return logs
 
 
-def _tilted(
-    process: Process,
-    domain: Domain,
-    score: Any,
-    ways: list[Channel],
-    minimum: np.ndarray,
-    substeps: int,
-) -> Callable[..., Any]:
-    """Compiled: tilted paths until core (fate 1) or outside (2), with their log weights."""
-    mean, noise, width = _gaussian_step(process, substeps)
-    eps, level = temperature_of(process), domain.level
-    assert level is not None
-    points = jnp.asarray(np.concatenate([w.path.path for w in ways]))
-    theta = jnp.asarray(np.concatenate([w.path.theta for w in ways]))
+def _tilted(core: Core, ways: list[Channel], strength: float) -> tuple[Diffusion, int]:
+    """(the pushed process with its log weight, in Euler steps; substeps)."""
+    process, d = core.process, core.domain.dim
+    mean, noise, width = _gaussian_step(process, core.substeps)
+    eps = temperature_of(process)
+    sgd = isinstance(process, SGD)
+    substeps = 1 if sgd else core.substeps
+    clock = 1.0 if sgd else process.learning_rate
+    dt = clock / substeps
+    every = max(1, len(ways[0].path.path) // PLACES)
+    points = jnp.asarray(np.concatenate([w.path.path[::every] for w in ways]))
+    theta = strength * jnp.asarray(np.concatenate([w.path.theta[::every] for w in ways]))
 
-    def one(x: Array, rng: Array) -> tuple[Array, Array, Array]:
-        p = theta[jnp.argmin(jnp.sum((points - x) ** 2, axis=1))]
-        xi, rng = keyed.normals(rng, width)
-        u = jax.linear_transpose(lambda z: noise(x, z), xi)(p)[0] / eps
-        return mean(x) + noise(x, xi + u), rng, -jnp.dot(u, xi) - 0.5 * jnp.dot(u, u)
+    def push(x: Array) -> Array:
+        gap = jnp.sum((points - x) ** 2, axis=1)
+        near = (gap <= jnp.min(gap)).astype(x.dtype)
+        p = (near @ theta) / jnp.sum(near)
+        return jax.linear_transpose(lambda z: noise(x, z), jnp.zeros(width))(p)[0] / eps
 
-    step, scores, levels = jax.vmap(one), jax.vmap(score), jax.vmap(level)
+    def drift(y: Array) -> Array:
+        x = y[:d]
+        u = push(x)
+        return jnp.append(mean(x) - x + noise(x, u), -0.5 * jnp.dot(u, u)) / dt
 
-    def body(state: Any) -> Any:
-        x, rng, fate, logs, core = state
-        y, rng, gain = step(x, rng)
-        alive = fate == 0
-        y = jnp.where(alive[:, None], y, x)
-        new = jnp.where(~(levels(y) < 0), 2, jnp.where(scores(y) <= core, 1, 0))
-        return y, rng, jnp.where(alive, new, fate), logs + jnp.where(alive, gain, 0.0), core
+    def factor(y: Array, xi: Array) -> Array:
+        x = y[:d]
+        return jnp.append(noise(x, xi), -jnp.dot(push(x), xi)) / math.sqrt(dt)
 
-    @jax.jit
-    def run(x: Array, rng: Array, core: Array) -> tuple[Array, Array]:
-        fate = jnp.where(levels(x) < 0, 0, 2)
-        state = (x, rng, fate, jnp.zeros(x.shape[0]), core)
-        _, _, fate, logs, _ = jax.lax.while_loop(lambda s: jnp.any(s[2] == 0), body, state)
-        return fate, logs
+    def tensor(y: Array) -> Array:
+        columns = jax.vmap(lambda e: factor(y, e))(jnp.eye(width))
+        return columns.T @ columns
 
-    return run
+    return Diffusion(d + 1, drift, tensor, factor, width, clock), substeps
 
 
 def _gaussian_step(process: Process, substeps: int) -> tuple[Any, Any, int]:
@@ -186,10 +254,33 @@ def _gaussian_step(process: Process, substeps: int) -> tuple[Any, Any, int]:
             return -size * pushed
 
         return lambda x: x - eta * loss.example_gradient(x, zero), noise, loss.noise_dim
-    dt = process.learning_rate / substeps
+    return *_heun_step(process, process.learning_rate / substeps), process.noise_dim
 
-    def heun(x: Array) -> Array:
+
+def _heun_step(process: Diffusion, dt: float) -> tuple[Any, Any]:
+    """Heun's step, with its dependence on the noise through the drift to second order.
+
+    The step itself is not affine in the noise, which a closed-form weight needs; what is left out
+    is O(dt^2) smaller than the noise.
+    """
+    width, root = process.noise_dim, math.sqrt(dt)
+
+    def kick(x: Array, xi: Array) -> Array:
+        return root * process.factor_vector(x, xi)
+
+    def noise(x: Array, xi: Array) -> Array:
+        pushed = kick(x, xi)
+        ahead = x + dt * process.drift(x)
+        return pushed + 0.5 * dt * jax.jvp(process.drift, (ahead,), (pushed,))[1]
+
+    def mean(x: Array) -> Array:
         slope = process.drift(x)
-        return x + 0.5 * dt * (slope + process.drift(x + dt * slope))
+        ahead = x + dt * slope
+        if width > SMALL_WIDTH:
+            return x + 0.5 * dt * (slope + process.drift(ahead))
+        # Mean over the noise of the drift ahead, by the rule of 2 points a direction.
+        kicks = jnp.stack([math.sqrt(width) * kick(x, e) for e in jnp.eye(width)])
+        seen = [process.drift(ahead + sign * k) for k in kicks for sign in (1.0, -1.0)]
+        return x + 0.5 * dt * (slope + sum(seen) / (2 * width))
 
-    return heun, lambda x, xi: math.sqrt(dt) * process.factor_vector(x, xi), process.noise_dim
+    return mean, noise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -86,6 +87,18 @@ def attractor(process: Process, start: ArrayLike, domain: Domain) -> np.ndarray:
         f"largest growth rate {growth:.3g} at {point}",
     )
     return point
+
+
+# Longest step of a diffusion's scheme, in units of its fastest relaxation time.
+FINE_STEP = 0.1
+
+
+def substeps_of(process: Process, x: np.ndarray, least: int, given: int | None) -> int:
+    """`given`, or enough substeps per SGD step for the rates of the drift at x (d,), `least` at least."""
+    if given is not None or isinstance(process, SGD):
+        return given or least
+    rates = np.linalg.eigvals(np.asarray(jax.jacfwd(process.drift)(jnp.asarray(x))))
+    return max(least, math.ceil(process.learning_rate * float(np.abs(rates).max()) / FINE_STEP))
 
 
 def flow(process: Process, x: np.ndarray, domain: Domain) -> tuple[bool, np.ndarray]:

@@ -1,20 +1,18 @@
-"""Multilevel splitting: exit times of any length from short pieces of simulation.
+"""Adaptive multilevel splitting: exit times of any length from short pieces of simulation.
 
-The mean exit time is ``1 / (flux x chance)``: the flux of departures from a core around the
-minimum, and the chance that a departure reaches the outside before it returns to the core
-(Allen, Valeriani & ten Wolde, J. Phys.: Condens. Matter 21, 463102 (2009)). The chance is a product
-over levels of a score. Levels are adapted in a pilot run of its own and then held fixed, so
-each chance is estimated without bias (Cerou & Guyader, Stoch. Anal. Appl. 25 (2007), two-stage
-form); standard errors come from independent replicas. Ties of a discrete score: a state counts as
-past a level only if its score exceeds it strictly, and equal levels are merged.
+The chance p that a departure from the core gets out (see `departures`) is estimated by killing the
+paths of lowest highest score and branching the others at the first point where they exceed it:
+Cerou & Guyader, Stoch. Anal. Appl. 25 (2007); unbiased for chains in discrete time, whatever the
+score and however many are killed at a time, with the rule for ties that every path that does
+not exceed the level dies: Brehier, Gazeau, Goudenege, Lelievre & Rousset, Ann. Appl. Probab. 26
+(2016), Theorem 3.2. A path is kept as its start and its generator, and run again to find where it
+branches. Standard errors come from independent replicas.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,41 +20,19 @@ from numpy.typing import ArrayLike
 from .._jax import jax, jnp
 from ..domain import Domain
 from ..dynamics import SGD, Process
-from ..ensemble.step import Step, step_of
+from ..ensemble import OUT, Score
 from ..errors import InputError, RunError, require, whole
 from ..estimate import Estimate
-from ..streams import generator, path_states
-from .regime import attractor, drift_of
-from .scores import Score, action_score
+from ..streams import generator
+from .departures import Core, core_of, departures, relaxation_steps
+from .direct import watched_domain
+from .regime import attractor, substeps_of
+from .scores import default_score
 
-Array = Any
-# A stage that fewer than this share of trials survives needs a level in between.
-SURVIVE = 0.25
 UNSURE = 1e-12
-
-
-class Lanes(NamedTuple):
-    """What runs side by side: positions, memories, generators and counters of each lane."""
-
-    x: Array
-    memory: Any
-    rng: Array
-
-
-@dataclass(frozen=True)
-class Levels:
-    """Core and levels of a splitting run, from its pilot.
-
-    Attributes
-    ----------
-    core
-        Score below which a path counts as back at the minimum.
-    values
-        Increasing scores; the last stage ends outside of the domain.
-    """
-
-    core: float
-    values: tuple[float, ...]
+STREAM = "splitting"
+# Replicas' trials are told apart by their index in one stream: room for this many each.
+ROOM = 2**40
 
 
 def splitting(
@@ -66,22 +42,28 @@ def splitting(
     *,
     score: Score | None = None,
     particles: int = 512,
-    replicas: int = 8,
+    replicas: int = 16,
+    killed: int | None = None,
     seed: int = 0,
-    substeps: int = 4,
+    substeps: int | None = None,
+    threads: int | None = None,
     second: Estimate | None = None,
 ) -> Estimate:
-    """Mean exit time in SGD steps by multilevel splitting.
+    """Mean exit time in SGD steps by adaptive multilevel splitting.
 
     Parameters
     ----------
     score
-        ``score(x)``, (d,) -> scalar in jax.numpy, growing on the way out; by default the
-        action along the most likely path (`scores.action_score`).
+        ``score(x)``, (d,) -> scalar in jax.numpy, growing on the way out. By default the
+        committor of the diffusion on a coarse grid in up to 3 dimensions, else the action along
+        the most likely paths (`scores.default_score`).
     particles
-        Trials of each stage.
+        Paths of one replica.
     replicas
         Independent repetitions, from which the standard error comes (at least 2).
+    killed
+        Paths killed at a time, at least; 1 is the last-particle algorithm, of least variance.
+        By default a 16th of the particles, whose variance is 3 % larger.
     second
         Answer of another method. Chances below 1e-12 are called reliable only if it agrees.
 
@@ -90,7 +72,7 @@ def splitting(
     InputError
         Reshuffled epochs, momentum, a bad start, or a domain without a level function.
     RunError
-        A stage that no trial survives (says the level), or no departures from the core.
+        All paths of every replica died, or another minimum lies inside the domain.
 
     Examples
     --------
@@ -101,240 +83,204 @@ def splitting(
     True
     """
     particles, replicas = whole("particles", particles, 32), whole("replicas", replicas, 2)
+    killed = max(1, particles // 16) if killed is None else whole("killed", killed)
+    require(killed < particles, "killed", killed, f"must be below the {particles} particles")
     if domain.level is None:
         raise InputError("domain", domain.name, "must have a level function here")
     minimum = attractor(process, start, domain)
+    substeps = substeps_of(process, minimum, 4, substeps)
     if isinstance(process, SGD) and (process.momentum or process.sampling == "reshuffle"):
         raise InputError(
             "process",
             "momentum or reshuffled epochs",
             "carry memory from step to step, which levels of x alone do not see",
         )
-    score = action_score(process, minimum, domain) if score is None else score
-    run = SplittingRun(process, domain, minimum, score, particles, seed, substeps)
-    levels = run.pilot()
-    # Replicas are independent of each other and of the pilot: keyed streams of their own.
-    pairs = np.array([run.replica(levels, k) for k in range(replicas)])
-    return _answer(pairs, levels, particles, second)
+    score = default_score(process, minimum, domain) if score is None else score
+    relaxation = relaxation_steps(process, minimum)
+    watched, said = watched_domain(process, domain, minimum, substeps)
+    core = core_of(process, watched, minimum, score, seed, substeps, relaxation, threads)
+    times, points = zip(
+        *(departures(core, f"{STREAM}/{k}", particles) for k in range(replicas)), strict=True
+    )
+    paths = launched(core, np.stack(points))
+    rounds = split(core, paths, killed)
+    out = _answer(np.array(times), paths.chance, particles, rounds, second)
+    return replace(out, notes=(*said, *out.notes))
 
 
-def _answer(pairs: np.ndarray, levels: Levels, particles: int, second: Estimate | None) -> Estimate:
+@dataclass
+class Paths:
+    """Particles of all replicas, each kept as the start of its last piece.
+
+    Attributes
+    ----------
+    x, base
+        (R, N, d) where the last piece starts, (R, N) the score there (``inf`` outside): the
+        highest of the path so far.
+    index
+        (R, N) of the piece's generator in the stream.
+    best
+        (R, N) highest score of the whole path, ``inf`` if it got out.
+    chance
+        (R,) product of the shares that survived so far.
+    used
+        (R,) generators used.
+    """
+
+    x: np.ndarray
+    base: np.ndarray
+    index: np.ndarray
+    best: np.ndarray
+    chance: np.ndarray
+    used: np.ndarray
+
+
+def launched(core: Core, points: np.ndarray) -> Paths:
+    """Particles of all replicas on their way from the departures `points` (R, N, d)."""
+    replicas, particles, d = points.shape
+    flat = points.reshape(-1, d)
+    base = np.asarray(jax.vmap(core.score)(jnp.asarray(flat)))
+    base = np.where(core.domain.contains(flat), base, np.inf)
+    index = np.arange(particles) + ROOM * np.arange(replicas)[:, None]
+    best = _run(core, flat, base, index.ravel())
+    return Paths(
+        points.copy(),
+        base.reshape(replicas, particles),
+        index,
+        best.reshape(replicas, particles),
+        np.ones(replicas),
+        np.full(replicas, particles),
+    )
+
+
+def _run(core: Core, x: np.ndarray, base: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Highest score (m,) of pieces started at x (m, d) with score `base`; ``inf`` outside."""
+    best, going = base.copy(), base < np.inf
+    if going.any():
+        done = core.trials(core.paths(STREAM, x[going], index[going]), np.inf)
+        best[going] = np.where(done.fates == OUT, np.inf, np.fmax(base[going], done.best))
+    return best
+
+
+def split(core: Core, paths: Paths, killed: int) -> int:
+    """Kill and branch until every replica is out or extinct; the number of rounds."""
+    replicas, particles = paths.best.shape
+    choose = [generator(core.seed, f"{STREAM}/{k}/choice") for k in range(replicas)]
+    active, rounds = np.ones(replicas, bool), 0
+    while active.any():
+        rounds += 1
+        rows, dead, parents, levels = [], [], [], []
+        for r in np.flatnonzero(active):
+            best = paths.best[r]
+            level = np.partition(best, killed - 1)[killed - 1]
+            if level == np.inf:
+                active[r] = False
+                paths.chance[r] *= (best == np.inf).mean()
+                continue
+            dies = best <= level
+            alive = np.flatnonzero(~dies)
+            paths.chance[r] *= len(alive) / particles
+            if not alive.size:
+                active[r] = False
+                continue
+            gone = np.flatnonzero(dies)
+            rows.append(np.full(len(gone), r))
+            dead.append(gone)
+            parents.append(choose[r].choice(alive, len(gone)))
+            levels.append(np.full(len(gone), level))
+        if rows:
+            _branch(core, paths, *(np.concatenate(a) for a in (rows, dead, parents, levels)))
+    return rounds
+
+
+def _branch(
+    core: Core,
+    paths: Paths,
+    rows: np.ndarray,
+    dead: np.ndarray,
+    parents: np.ndarray,
+    levels: np.ndarray,
+) -> None:
+    """Replace the dead by branches of their parents, from where these first exceed the level."""
+    x, base = paths.x[rows, parents], paths.base[rows, parents]
+    again = np.flatnonzero(base <= levels)
+    if again.size:
+        index = paths.index[rows[again], parents[again]]
+        seen = core.trials(core.paths(STREAM, x[again], index), levels[again])
+        x[again] = seen.points
+        base[again] = np.where(seen.fates == OUT, np.inf, seen.best)
+    counts = np.bincount(rows, minlength=len(paths.used))
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    index = ROOM * rows + paths.used[rows] + place
+    paths.used += counts
+    paths.x[rows, dead], paths.base[rows, dead] = x, base
+    paths.index[rows, dead] = index
+    paths.best[rows, dead] = _run(core, x, base, index)
+
+
+def out_points(core: Core, paths: Paths) -> list[np.ndarray]:
+    """Where the paths of each replica came out, (m, d) each, m of its particles.
+
+    A path that is out is kept by the start of its last piece, which is run again.
+    """
+    out = []
+    for x, base, index, best in zip(paths.x, paths.base, paths.index, paths.best, strict=True):
+        points = x.copy()
+        again = np.flatnonzero((best == np.inf) & (base < np.inf))
+        if again.size:
+            pieces = core.paths(STREAM, x[again], index[again])
+            points[again] = core.trials(pieces, np.inf).points
+        out.append(points[best == np.inf])
+    return out
+
+
+def _answer(
+    times: np.ndarray, chances: np.ndarray, particles: int, rounds: int, second: Estimate | None
+) -> Estimate:
+    rates, n = chances / times, len(times)
+    if not rates.any():
+        raise RunError(
+            "all paths of every replica died: raise particles or give a score that tells "
+            "points on the way out apart"
+        )
+    chance = float(chances.mean())
+    notes = [
+        f"{n} replicas of {particles} particles, {rounds} levels; chance of a departure to get "
+        f"out {chance:.3g}"
+    ]
+    out = rate_to_time(rates, "adaptive multilevel splitting").with_notes(*notes)
+    relative = out.stderr / out.value
+    if relative > 0.3:
+        out = out.with_notes(f"replicas scatter by {relative * math.sqrt(n):.0%}: raise particles")
+    return out if chance > UNSURE else second_opinion(out, second)
+
+
+def rate_to_time(rates: np.ndarray, how: str) -> Estimate:
+    """Mean time from independent unbiased rates (n,), interval of its logarithm."""
     from scipy.stats import t as student
 
-    rates = pairs[:, 0] * pairs[:, 1]
     n = len(rates)
     rate, error = float(rates.mean()), float(rates.std(ddof=1) / math.sqrt(n))
-    if rate <= 0:
-        raise RunError("no replica reached the outside: raise particles or give a better score")
-    relative = error / rate
-    spread = math.exp(float(student.ppf(0.975, n - 1)) * relative)
-    chance = float(pairs[:, 1].mean())
-    notes = [
-        f"{len(levels.values) + 1} stages of {particles} trials, {n} replicas; chance of a "
-        f"departure to get out {chance:.3g}"
-    ]
-    if relative > 0.3:
-        notes.append(f"replicas scatter by {relative * math.sqrt(n):.0%}: raise particles")
+    spread = math.exp(float(student.ppf(0.975, n - 1)) * error / rate)
     value = 1.0 / rate
-    out = Estimate(
+    return Estimate(
         value,
-        value * relative,
+        value * error / rate,
         (value / spread, value * spread),
         "steps",
-        "multilevel splitting, t interval of the log over replicas",
+        f"{how}, t interval of the log over replicas",
         n,
-        notes=tuple(notes),
     )
-    return out if chance > UNSURE else _second_opinion(out, second)
 
 
-def _second_opinion(out: Estimate, second: Estimate | None) -> Estimate:
+def second_opinion(out: Estimate, second: Estimate | None) -> Estimate:
     """Below a chance of 1e-12, call the number reliable only where another method agrees."""
     if second is None:
-        return out.with_notes("chance below 1e-12 and no second method: not called reliable")
+        return out.with_notes(UNRELIABLE)
     low, high = second.interval
     agree = out.interval[0] <= high and low <= out.interval[1]
     verdict = "agrees: reliable" if agree else f"disagrees ({second}): not reliable"
     return out.with_notes(f"second method ({second.method}) {verdict}")
 
 
-class SplittingRun:
-    """Everything that pilot and replicas share."""
-
-    def __init__(
-        self,
-        process: Process,
-        domain: Domain,
-        minimum: np.ndarray,
-        score: Score,
-        particles: int,
-        seed: int,
-        substeps: int,
-    ) -> None:
-        self.step = step_of(process, substeps)
-        self.domain, self.minimum, self.score = domain, minimum, score
-        self.particles, self.seed = particles, seed
-        jacobian = np.asarray(jax.jacfwd(drift_of(process))(jnp.asarray(minimum)))
-        slowest = -float(np.linalg.eigvals(jacobian).real.max())
-        self.relaxation = math.ceil(self.step.per_sgd_step / (process.learning_rate * slowest))
-        self.trial = _trial(self.step, domain, score)
-        self.walk = _walk(self.step, domain, score)
-
-    def lanes(self, name: str, x: np.ndarray) -> Lanes:
-        """Lanes at the points x (m, d), with the keyed streams called `name`."""
-        states = jnp.asarray(path_states(self.seed, f"splitting/{name}", np.arange(len(x))))
-        points = jnp.asarray(x)
-        return Lanes(points, jax.vmap(self.step.memory)(points), states)
-
-    def settle(self, name: str, count: int) -> tuple[np.ndarray, Lanes]:
-        """Scores seen while `count` lanes relax around the minimum, and the lanes."""
-        lanes = self.lanes(name, np.tile(self.minimum, (count, 1)))
-        lanes, _, _, _ = self.walk(lanes, self.minimum, 10 * self.relaxation, np.inf, np.inf)
-        scores = np.asarray(jax.vmap(self.score)(lanes.x))
-        return scores[np.isfinite(scores)], lanes
-
-    def core(self) -> Levels:
-        """Core and first level, from the spread of scores around the minimum."""
-        scores, _ = self.settle("pilot", max(self.particles, 512))
-        core, first = np.quantile(scores, [0.5, 0.9])
-        require(first > core, "score", float(core), "must vary around the minimum")
-        return Levels(float(core), (float(first),))
-
-    def pilot(self) -> Levels:
-        """Levels such that about a quarter of the trials passes each stage."""
-        base = self.core()
-        core, values = base.core, list(base.values)
-        starts = self.departures("pilot", core, values[0])[1]
-        for k in range(500):
-            best = self.stage(f"pilot/{k}", starts, core, np.inf)
-            if (best.reached == np.inf).mean() >= SURVIVE:
-                return Levels(float(core), tuple(values))
-            level = float(np.quantile(best.reached, 1 - 1.2 * SURVIVE))
-            if level <= values[-1]:  # ties: go to the next distinct score
-                above = best.reached[best.reached > values[-1]]
-                if not above.size:
-                    raise RunError(f"splitting is stuck at score {values[-1]:.6g}: raise particles")
-                level = float(above.min())
-            passed = self.stage(f"pilot/{k}/again", starts, core, level)
-            if not passed.out.any() and not len(passed.entries):
-                # The quantile itself is a tie: strictly above it nothing passes.
-                level = float(np.nextafter(level, -np.inf))
-                passed = self.stage(f"pilot/{k}/tie", starts, core, level)
-            if not len(passed.entries):
-                return Levels(float(core), tuple(values))
-            values.append(level)
-            starts = passed.entries
-        raise RunError(f"500 levels did not reach the outside (score {values[-1]:.6g})")
-
-    def departures(self, name: str, core: float, first: float) -> Any:
-        """(flux per SGD step, points just past the first level)."""
-        steps = 40 * self.relaxation
-        count = max(64, self.particles // 4)
-        _, lanes = self.settle(name + "/settle", count)
-        lanes, crossings, time, points = self.walk(lanes, self.minimum, steps, core, first)
-        crossings, time = np.asarray(crossings), np.asarray(time)
-        kept = np.asarray(points).reshape(-1, len(self.minimum))
-        kept = kept[np.isfinite(kept).all(axis=1)]
-        if crossings.sum() < 20:
-            raise RunError(f"only {int(crossings.sum())} departures from the core were seen")
-        return crossings.sum() / time.sum() * self.step.per_sgd_step, kept
-
-    def stage(self, name: str, starts: np.ndarray, core: float, level: float) -> Any:
-        """`particles` trials from random `starts` until core, level or outside."""
-        rng = generator(self.seed, f"splitting/{name}/choice")
-        chosen = starts[rng.integers(0, len(starts), self.particles)]
-        lanes = self.lanes(name, chosen)
-        return Stage(*self.trial(lanes, core, level))
-
-    def replica(self, levels: Levels, k: int) -> tuple[float, float]:
-        """(flux, chance) of one independent repetition."""
-        name = f"replica/{k}"
-        flux, starts = self.departures(name, levels.core, levels.values[0])
-        chance = 1.0
-        for i, level in enumerate([*levels.values[1:], np.inf]):
-            done = self.stage(f"{name}/{i}", starts, levels.core, level)
-            if level == np.inf:
-                return float(flux), chance * float(done.out.mean())
-            passed = done.entries
-            chance *= len(passed) / self.particles
-            if not len(passed):
-                return float(flux), 0.0
-            starts = passed
-        return float(flux), chance
-
-
-class Stage:
-    """Outcome of a stage's trials: which got out, where they passed, how high they came."""
-
-    def __init__(self, x: Array, fate: Array, best: Array) -> None:
-        fate = np.asarray(fate)
-        self.out = fate == 3
-        # A jump over level and boundary at once is past the level too.
-        self.entries = np.asarray(x)[fate >= 2]
-        self.reached = np.where(self.out, np.inf, np.asarray(best))
-
-
-def _trial(step: Step, domain: Domain, score: Score) -> Callable[..., Any]:
-    """Compiled: run every lane until core (fate 1), level (2) or outside (3)."""
-    level_of = domain.level
-    assert level_of is not None
-    advance = jax.vmap(step.advance, in_axes=(None, 0, 0, 0))
-    scores, levels = jax.vmap(score), jax.vmap(level_of)
-
-    def body(state: Any) -> Any:
-        k, lanes, fate, best, core, goal = state
-        y, memory, rng = advance(k, *lanes)
-        alive = fate == 0
-        y = jnp.where(alive[:, None], y, lanes.x)
-        s, out = scores(y), ~(levels(y) < 0)
-        new = jnp.where(out, 3, jnp.where(s > goal, 2, jnp.where(s <= core, 1, 0)))
-        fate = jnp.where(alive, new, fate)
-        best = jnp.where(alive, jnp.maximum(best, s), best)
-        return k + 1, Lanes(y, memory, rng), fate, best, core, goal
-
-    @jax.jit
-    def run(lanes: Lanes, core: Array, goal: Array) -> Any:
-        # A start that already lies outside or past the level (it jumped) is there at once.
-        s, out = scores(lanes.x), ~(levels(lanes.x) < 0)
-        fate = jnp.where(out, 3, jnp.where(s > goal, 2, 0))
-        state = (0, lanes, fate, s, core, goal)
-        _, lanes, fate, best, _, _ = jax.lax.while_loop(lambda v: jnp.any(v[2] == 0), body, state)
-        return lanes.x, fate, best
-
-    return run
-
-
-KEEP = 64
-
-
-def _walk(step: Step, domain: Domain, score: Score) -> Callable[..., Any]:
-    """Compiled: walk around the minimum, counting departures past `first` after visits to the core.
-
-    A lane that leaves the domain starts again from the minimum, `home`.
-    """
-    level_of = domain.level
-    assert level_of is not None
-    advance = jax.vmap(step.advance, in_axes=(None, 0, 0, 0))
-    scores, levels = jax.vmap(score), jax.vmap(level_of)
-
-    def one(k: Array, state: Any) -> Any:
-        lanes, home, count, armed, kept, core, first = state
-        x, memory, rng = advance(k, *lanes)
-        s, out = scores(x), ~(levels(x) < 0)
-        leaves = armed & ((s > first) | out)
-        slot = jnp.where(leaves & (count < KEEP), count, KEEP)  # slot KEEP is a waste bin
-        kept = kept.at[jnp.arange(x.shape[0]), slot].set(x)
-        armed = jnp.where(leaves, False, armed | (s <= core)) | out
-        x = jnp.where(out[:, None], home, x)  # the minimum lies in the core: armed
-        return Lanes(x, memory, rng), home, count + leaves, armed, kept, core, first
-
-    @jax.jit
-    def run(lanes: Lanes, home: Array, steps: Array, core: Array, first: Array) -> Any:
-        m, d = lanes.x.shape
-        kept = jnp.full((m, KEEP + 1, d), jnp.nan)
-        armed = scores(lanes.x) <= core
-        state = (lanes, home, jnp.zeros(m, dtype=int), armed, kept, core, first)
-        lanes, _, count, _, kept, _, _ = jax.lax.fori_loop(0, steps, one, state)
-        return lanes, count, jnp.full(m, steps), kept[:, :KEEP]
-
-    return run
+UNRELIABLE = "chance below 1e-12 and no second method: not called reliable"

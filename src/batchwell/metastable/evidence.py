@@ -22,8 +22,8 @@ from ..ensemble import advance, start
 from ..errors import InputError, RunError, one_of
 from ..estimate import Estimate
 from ..exits.channels import Channel
+from ..exits.crossings import crossings
 from ..exits.sharp import discrete_kramers, kramers
-from ..exits.splitting import SplittingRun
 from ..landscape import Landscape, Saddle
 from .states import StateMap
 
@@ -188,18 +188,6 @@ class _Rule:
 
 
 # -- splitting ---------------------------------------------------------------------------------
-class _Landed(SplittingRun):
-    """Splitting that keeps where its last trials ended."""
-
-    ends: np.ndarray
-
-    def stage(self, name: str, starts: np.ndarray, core: float, level: float) -> Any:
-        done = super().stage(name, starts, core, level)
-        if level == np.inf:
-            self.ends = done.entries
-        return done
-
-
 def _by_splitting(
     sgd: SGD, saddle: Saddle, side: int, states: StateMap, options: dict[str, Any]
 ) -> Iterator[Evidence]:
@@ -214,25 +202,25 @@ def _by_splitting(
     beyond = float(saddle.x @ ahead) + BEYOND * length
     outside, along = half_space(ahead, beyond), jnp.asarray(ahead)
     particles, replicas = options.get("particles", 256), options.get("replicas", 8)
-    run = _Landed(
+    found = crossings(
         sgd,
-        outside,
         minimum,
+        outside,
         lambda x: jnp.dot(x - minimum, along) / length,
         particles,
+        replicas,
         options.get("seed", 0),
-        1,
     )
-    levels, rates = run.pilot(), []
     settle = math.ceil(COMMIT / (sgd.learning_rate * abs(float(saddle.eigenvalues[0]))))
-    for k in range(replicas):
-        flux, chance = run.replica(levels, k)
+    rates = []
+    for k, crossing in enumerate(found):
         landed = np.empty(0, dtype=int)
-        if len(run.ends):
-            over = start(sgd, run.ends, len(run.ends), run.seed, f"splitting/commit/{k}")
+        if len(crossing.points):
+            count, seed = len(crossing.points), options.get("seed", 0)
+            over = start(sgd, crossing.points, count, seed, f"splitting/commit/{k}")
             landed = states(advance(sgd, over, settle).x)
         counts = np.bincount(landed, minlength=len(states.landscape.minima) + 1)
-        rates.append(flux * chance * counts / max(len(landed), 1))
+        rates.append(crossing.rate * counts / max(len(landed), 1))
     table = np.array(rates)
     mean, spread = table.mean(axis=0), table.std(axis=0, ddof=1) / math.sqrt(replicas)
     for target in np.flatnonzero(mean > 0):

@@ -183,4 +183,48 @@ BIBLIOGRAPHY: Mapping[str, Reference] = {
         "Mathematics of Operations Research 13 (1988), 311-329",
         "batches that grow like the logarithm of time",
     ),
+    "bouchet-reygner": Reference(
+        "F. Bouchet, J. Reygner",
+        "Generalisation of the Eyring-Kramers transition rate formula to irreversible diffusion "
+        "processes",
+        "Annales Henri Poincaré 17 (2016), 3499-3532",
+        "sharp mean exit times of diffusions",
+    ),
+    "cerou-guyader": Reference(
+        "C.-E. Bréhier, M. Gazeau, L. Goudenège, T. Lelièvre, M. Rousset",
+        "Unbiasedness of some generalized adaptive multilevel splitting algorithms",
+        "Annals of Applied Probability 26 (2016), 3559-3601",
+        "splitting",
+    ),
+    "dupuis-wang": Reference(
+        "P. Dupuis, H. Wang",
+        "Importance sampling, large deviations, and differential games",
+        "Stochastics and Stochastics Reports 76 (2004), 481-508",
+        "sampling tilted along the most likely way out",
+    ),
+    "heymann": Reference(
+        "M. Heymann, E. Vanden-Eijnden",
+        "The geometric minimum action method: a least action principle on the space of curves",
+        "Communications on Pure and Applied Mathematics 61 (2008), 1052-1117",
+        "most likely ways out",
+    ),
+    "day": Reference(
+        "M. V. Day",
+        "On the exponential exit law in the small parameter exit problem",
+        "Stochastics 8 (1983), 297-323",
+        "the exponential law of rare exits",
+    ),
+    "kifer": Reference(
+        "Y. Kifer",
+        "The exit problem for small random perturbations of dynamical systems with a hyperbolic "
+        "fixed point",
+        "Israel Journal of Mathematics 40 (1981), 74-96",
+        "exit times from saddles",
+    ),
+    "hu": Reference(
+        "W. Hu, C. J. Li, L. Li, J.-G. Liu",
+        "On the diffusion approximation of nonconvex stochastic gradient descent",
+        "Annals of Mathematical Sciences and Applications 4 (2019), 3-32; arXiv:1705.07562",
+        "SGD's almost linear time from saddles and exponential time from minima",
+    ),
 }

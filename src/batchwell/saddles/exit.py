@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._jax import jax, jnp
-from .domain import Domain
-from .dynamics import SGD, Process
-from .ensemble import FirstExits, first_exits
-from .errors import InputError, RunError, require, whole
-from .estimate import Estimate, exponential_mean, sample_mean, share
+from .._jax import jax, jnp
+from ..domain import Domain
+from ..dynamics import SGD, Process
+from ..errors import InputError, RunError, require
+from ..estimate import Estimate
+from .simulated import direct
 
 Floats = NDArray[np.float64]
 EULER_GAMMA = 0.5772156649015329
@@ -148,7 +148,7 @@ def saddle_exit(
     require(begin.shape == x.shape, "start", begin.shape, f"must have shape {x.shape}")
     require(bool(domain.contains(begin)), "start", begin, "must lie inside the domain")
     if method == "direct":
-        return _direct(process, begin, domain, **options)
+        return direct(process, begin, domain, **options)
     return _law(process, x, begin, domain)
 
 
@@ -395,106 +395,3 @@ def _notes(
             notes.append("momentum enters as in the limit of small learning rates")
     notes.append("linear drift up to the boundary is assumed: curvature changes the constant")
     return tuple(notes)
-
-
-def _direct(
-    process: Process,
-    begin: np.ndarray,
-    domain: Domain,
-    *,
-    paths: int = 2048,
-    seed: int = 0,
-    horizon: int | None = None,
-    substeps: int = 8,
-) -> Estimate:
-    """Mean exit time by simulation; exits from a saddle are not exponential."""
-    limit = whole("horizon", horizon) if horizon is not None else 1024
-    while True:
-        exits: FirstExits = first_exits(
-            process, begin, domain, limit, paths, seed, "saddle", substeps
-        )
-        if exits.observed.all() or horizon is not None or limit > 10**7:
-            break
-        limit *= 4
-    if exits.observed.all():
-        return sample_mean(exits.steps, "steps", "direct simulation from a saddle")
-    out = exponential_mean(float(exits.steps.sum()), int(exits.observed.sum()), paths)
-    return out.with_notes("not all paths left: the mean assumes an exponential tail")
-
-
-def exit_sides(
-    process: Process,
-    start: ArrayLike,
-    domain: Domain,
-    direction: ArrayLike,
-    *,
-    paths: int = 2048,
-    horizon: int = 10**6,
-    seed: int = 0,
-) -> Estimate:
-    """Share of simulated paths that leave `domain` towards `direction`, as seen from `start`."""
-    x, u = np.asarray(start, dtype=float), np.asarray(direction, dtype=float)
-    exits = first_exits(process, x, domain, horizon, paths, seed, "saddle", 8)
-    seen = exits.observed
-    require(bool(seen.any()), "horizon", horizon, "must be long enough for one exit at least")
-    return share(int((((exits.points - x) @ u) > 0)[seen].sum()), int(seen.sum()))
-
-
-@dataclass(frozen=True)
-class SaddleSequence:
-    """Saddles passed one after the other: times and the total.
-
-    Attributes
-    ----------
-    stages
-        Law at each saddle.
-    mean, variance
-        Of the total time, in SGD steps (stages taken as independent).
-    """
-
-    stages: tuple[SaddleExit, ...]
-    mean: float
-    variance: float
-
-
-def saddle_sequence(
-    process: Process, saddles: list[ArrayLike], domains: list[Domain]
-) -> SaddleSequence:
-    """Total time of a descent past `saddles` in order, each left through its own domain.
-
-    Flow between neighbourhoods is not counted: it is O(1/eta) steps without a logarithm. Each
-    saddle is assumed to be approached along its stable directions to within its own noise.
-
-    Raises
-    ------
-    InputError
-        Lists of unequal length, or what `saddle_exit` refuses.
-    """
-    require(
-        len(saddles) == len(domains) >= 1,
-        "domains",
-        len(domains),
-        f"must have one domain for each of the {len(saddles)} saddles",
-    )
-    stages = []
-    for x, domain in zip(saddles, domains, strict=True):
-        stage = saddle_exit(process, x, domain)
-        assert isinstance(stage, SaddleExit)
-        stages.append(stage)
-    return SaddleSequence(
-        tuple(stages), sum(s.mean for s in stages), sum(s.variance for s in stages)
-    )
-
-
-def batch_size_law(process: SGD, saddle: ArrayLike, domain: Domain, sizes: list[int]) -> Floats:
-    """Mean steps to leave `saddle`, shape (len(sizes),), for each batch size.
-
-    To leading order ``log(B / eta) / (2 lambda eta)``: doubling B adds
-    ``log 2 / (2 lambda eta)`` steps.
-    """
-    means = []
-    for size in sizes:
-        law = saddle_exit(replace(process, batch_size=size), saddle, domain)
-        assert isinstance(law, SaddleExit)
-        means.append(law.mean)
-    return np.array(means)

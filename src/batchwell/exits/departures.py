@@ -1,0 +1,175 @@
+"""Departures from a core around a minimum: the common first half of every rare-event estimate.
+
+A mean exit time is ``E T / p``: T the time between two departures from the core, p the chance that
+a departure gets out before it is back (Allen, Valeriani & ten Wolde, J. Phys.: Condens. Matter 21,
+463102 (2009); Cerou, Guyader, Lelievre & Pommier, J. Chem. Phys. 134, 054108 (2011)).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._jax import jax, jnp
+from ..domain import Domain
+from ..dynamics import Process
+from ..ensemble import CORE, OUT, STOPPED, Ensemble, Score, Trials, advance, run_trials, start
+from ..errors import RunError, require
+from .regime import drift_of
+
+# Of the scores seen around the minimum: where the core ends, and where a departure begins.
+CORE_SHARE, FIRST_SHARE = 0.5, 0.9
+BURN_IN, CYCLES = 2, 2
+PATIENCE = 100_000  # relaxation times after which a trial is given up
+
+
+@dataclass(frozen=True)
+class Core:
+    """A neighbourhood of a minimum, and how to run trials from it.
+
+    Attributes
+    ----------
+    process, domain, score, seed, substeps
+        Of all trials.
+    minimum
+        (d,), where a path that has left starts again.
+    inner, first
+        Scores: at most `inner` is in the core, above `first` is a departure.
+    relaxation
+        Slowest relaxation time, in SGD steps.
+    threads
+        For the fused engine.
+    scheme
+        Of diffusions.
+    """
+
+    process: Process
+    domain: Domain
+    score: Score
+    minimum: np.ndarray
+    seed: int
+    substeps: int
+    relaxation: int
+    inner: float = math.nan
+    first: float = math.nan
+    threads: int | None = None
+    scheme: str = "heun"
+
+    def paths(self, stream: str, x: ArrayLike, index: ArrayLike) -> Ensemble:
+        """Paths at the points `x`, (d,) or (m, d), with their keyed generators."""
+        return start(self.process, x, np.asarray(index), self.seed, stream, self.substeps)
+
+    def trials(self, ensemble: Ensemble, goals: ArrayLike, core: float | None = None) -> Trials:
+        """`ensemble.run_trials` until back in the core, past `goals`, or out.
+
+        Raises
+        ------
+        RunError
+            A trial that neither comes back nor gets out: says where it stays.
+        """
+        done = run_trials(
+            self.process,
+            ensemble,
+            self.domain,
+            self.score,
+            self.inner if core is None else core,
+            goals,
+            PATIENCE * self.relaxation,
+            self.substeps,
+            threads=self.threads,
+            scheme=self.scheme,
+        )
+        if (done.fates == STOPPED).any():
+            where = done.points[done.fates == STOPPED][0]
+            raise RunError(
+                f"a path stays near {np.array2string(where, precision=4)}, neither back at the "
+                "minimum nor out: another minimum lies inside the domain"
+            )
+        return done
+
+
+def core_of(
+    process: Process,
+    domain: Domain,
+    minimum: np.ndarray,
+    score: Score,
+    seed: int,
+    substeps: int,
+    relaxation: int,
+    threads: int | None = None,
+    scheme: str = "heun",
+) -> Core:
+    """The core that half of the time around the minimum is spent in."""
+    core = Core(
+        process,
+        domain,
+        score,
+        minimum,
+        seed,
+        substeps,
+        relaxation,
+        threads=threads,
+        scheme=scheme,
+    )
+    pilot = core.paths("departures/pilot", minimum, np.arange(1024))
+    seen = advance(process, pilot, 10 * relaxation, substeps, threads=threads, scheme=scheme)
+    scores = np.asarray(jax.vmap(score)(jnp.asarray(seen.x)))
+    scores = scores[domain.contains(seen.x) & np.isfinite(scores)]
+    require(len(scores) > 100, "score", len(scores), "must be finite around the minimum")
+    inner, first = np.quantile(scores, [CORE_SHARE, FIRST_SHARE])
+    require(first > inner, "score", float(inner), "must vary around the minimum")
+    return Core(
+        process,
+        domain,
+        score,
+        minimum,
+        seed,
+        substeps,
+        relaxation,
+        float(inner),
+        float(first),
+        threads,
+        scheme,
+    )
+
+
+def relaxation_steps(process: Process, minimum: np.ndarray) -> int:
+    """Slowest relaxation time of the drift at its stable zero, in SGD steps, rounded up."""
+    jacobian = np.asarray(jax.jacfwd(drift_of(process))(jnp.asarray(minimum)))
+    slowest = -float(np.linalg.eigvals(jacobian).real.max())
+    return math.ceil(1 / (process.learning_rate * slowest))
+
+
+def departures(core: Core, stream: str, count: int) -> tuple[float, np.ndarray]:
+    """(mean SGD steps between departures, points (count, d) just past the first level).
+
+    Each of `count` independent walkers gives one point; its earlier cycles forget the start at
+    the minimum, and the last ones are timed.
+    """
+    index = np.arange(count)
+    x: Any = core.minimum
+    spent = np.zeros(count)
+    for cycle in range(BURN_IN + CYCLES):
+        away = core.trials(
+            core.paths(f"{stream}/away/{cycle}", x, index), core.first, core=-math.inf
+        )
+        if cycle >= BURN_IN:
+            spent += away.steps
+        if cycle == BURN_IN + CYCLES - 1:
+            break
+        # What is out starts again from the minimum, which lies in the core.
+        back = away.fates != OUT
+        x = np.tile(core.minimum, (count, 1))
+        if back.any():
+            home = core.trials(
+                core.paths(f"{stream}/home/{cycle}", away.points[back], index[back]), math.inf
+            )
+            x[back] = np.where((home.fates == CORE)[:, None], home.points, core.minimum)
+            # The first timed cycle begins with the departure that ends the burn-in.
+            if cycle >= BURN_IN - 1:
+                spent[back] += home.steps
+    return float(spent.mean()) / CYCLES, away.points

@@ -1,0 +1,19 @@
+"""Escape from saddles: the law of exit time and side, sequences, and the almost linear law."""
+
+from __future__ import annotations
+
+from .exit import SaddleExit, mean_overshoot, saddle_exit
+from .many import EscapeLaws, SaddleSequence, batch_size_law, escape_laws, saddle_sequence
+from .simulated import exit_sides
+
+__all__ = [
+    "EscapeLaws",
+    "SaddleExit",
+    "SaddleSequence",
+    "batch_size_law",
+    "escape_laws",
+    "exit_sides",
+    "mean_overshoot",
+    "saddle_exit",
+    "saddle_sequence",
+]
