@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow test-trainers lint bench clean
 
 help: ## show this list
 	@echo "make TARGET [PYTHON=python3.13]"
@@ -29,6 +29,10 @@ test: lint ## lint, then every test but the slow ones
 test-slow: ## the slow tests only
 	@$(SETUP) --extra dev --extra torch
 	@$(PYTEST) -m slow
+
+test-trainers: ## the callbacks inside Lightning, Transformers and Accelerate
+	@$(SETUP) --extra dev --extra torch --extra trainers
+	@$(PYTEST) tests/training/test_trainers.py
 
 bench: ## compare with other libraries (fetches torch, several GB)
 	@$(SETUP) --extra bench -- $(BIN)/python benchmarks/run.py

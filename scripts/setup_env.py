@@ -146,7 +146,7 @@ def build(wanted: set[str], lock: int) -> None:
     stamp = read_stamp()
     extras = sorted(wanted | set(stamp.get("extras", ())))
     # uv looks for torch past the index that pip is set to, and fetches gigabytes of CUDA.
-    uv = None if "torch" in extras else shutil.which("uv")
+    uv = None if {"torch", "trainers"} & set(extras) else shutil.which("uv")
     tool = "uv" if uv else "pip"
     home = digest(PYTHON, str(ROOT), tool)
     reusable = stamp.get("home") == home
