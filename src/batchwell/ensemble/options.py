@@ -148,18 +148,35 @@ def fall_back(settings: Settings, reason: str) -> None:
 
 def require_memory(need: int) -> None:
     """Refuse an ensemble of `need` bytes when the machine has not that much left."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return
-    free = max(free, _available())
-    if need > free:
+    free = free_memory()
+    if free is not None and need > free:
         raise InputError(
             "paths",
             f"{need / 2**30:.1f} GiB",
             f"exceeds the {free / 2**30:.1f} GiB "
             "of free memory; run fewer paths at a time (results do not depend on it)",
         )
+
+
+def require_room(need: int) -> None:
+    """Refuse a kernel each of whose threads needs `need` bytes when the machine has not that much."""
+    free = free_memory()
+    if free is not None and need > free:
+        raise InputError(
+            "threads",
+            f"{need / 2**30:.1f} GiB each",
+            f"exceed the {free / 2**30:.1f} GiB of free memory; "
+            "use precision='float32', or a problem of fewer parameters",
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes that are free, None where the system does not tell."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+    return max(free, _available())
 
 
 def _available() -> int:
