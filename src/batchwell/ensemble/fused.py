@@ -309,6 +309,7 @@ class Stepper:
             if device == "cuda"
             else Advancer(engine, substeps, threads)
         )
+        self.on_gpu = device == "cuda"
         self.per = 1 if isinstance(engine.process, SGD) else substeps
         self.blocks = to_blocks(engine, x, rng, memory, self.advance.lanes)
 

@@ -35,7 +35,8 @@ class Options(TypedDict, total=False):
     threads
         CPU threads of the fused engine; all allowed ones by default. Results do not depend on it.
     device
-        "cpu", or "cuda" for `advance` and `positions`: a GPU, the same bits.
+        "cpu", or "cuda" for `advance`, `positions` and `observe` without bins: a GPU, the same
+        bits.
     scheme
         For diffusions, see `step.SCHEMES`: "heun" (weak order 2 where noise does not depend on
         x), "euler" (Euler-Maruyama), "platen" (weak order 2).
