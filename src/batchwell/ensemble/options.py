@@ -149,26 +149,19 @@ def fall_back(settings: Settings, reason: str) -> None:
 
 def require_memory(need: int) -> None:
     """Refuse an ensemble of `need` bytes when the machine has not that much left."""
-    free = free_memory()
-    if free is not None and need > free:
-        raise InputError(
-            "paths",
-            f"{need / 2**30:.1f} GiB",
-            f"exceeds the {free / 2**30:.1f} GiB "
-            "of free memory; run fewer paths at a time (results do not depend on it)",
-        )
+    _require_free(need, "paths", "run fewer paths at a time (results do not depend on it)")
 
 
 def require_room(need: int) -> None:
     """Refuse a kernel each of whose threads needs `need` bytes when the machine has not that much."""
+    _require_free(need, "threads", "use precision='float32', or a problem of fewer parameters")
+
+
+def _require_free(need: int, key: str, remedy: str) -> None:
     free = free_memory()
     if free is not None and need > free:
-        raise InputError(
-            "threads",
-            f"{need / 2**30:.1f} GiB each",
-            f"exceed the {free / 2**30:.1f} GiB of free memory; "
-            "use precision='float32', or a problem of fewer parameters",
-        )
+        allowed = f"exceeds the {free / 2**30:.1f} GiB of free memory; {remedy}"
+        raise InputError(key, f"{need / 2**30:.1f} GiB", allowed)
 
 
 def free_memory() -> int | None:
