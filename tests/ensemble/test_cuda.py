@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from batchwell import SGD, additive, diffusion_approximation, finite_sum
-from batchwell.ensemble import advance, cuda, first_exits, fused, start
+from batchwell.ensemble import advance, cuda, first_exits, fused, observe, start
 from batchwell.ensemble.advance_kernel import advance_source
 from batchwell.ensemble.native import compile_kernel
 from batchwell.errors import InputError
@@ -54,6 +54,46 @@ def test_ptx_is_exact_and_calls_nothing(name):
     assert "fma.rn.f64" in text
     for inexact in ("approx", ".ftz", "call.uni", ".extern"):
         assert inexact not in text
+
+
+def test_ptx_of_philox():
+    engine = fused.engine_of(PROCESSES["data"], generator="philox")
+    text = cuda.ptx(advance_source(engine.recipe, "f64", lanes=1, linkage="ptx_kernel"))
+    assert text.count("mul.wide.u32") + text.count("mul.hi.u32") >= 10  # a product a round or more
+    assert "call.uni" not in text
+
+
+class OnTheCpu:
+    """Stands in for `cuda.Program`: the GPU's program, run by one thread of this machine."""
+
+    def __init__(self, source, name):
+        assert "ptx_kernel" in source
+        self.call = compile_kernel(source.replace("ptx_kernel ", ""), name)
+
+    def __call__(self, values, arrays, threads):
+        addresses = {a.ctypes.data for a in arrays}
+        assert all(v in addresses for v in values.tolist() if v > 2**32)  # all would be copied
+        self.call(values)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_way_to_a_gpu_and_back(name, monkeypatch):
+    """Everything but the device itself: blocks of one lane, arguments, results."""
+    monkeypatch.setattr(cuda, "need_device", lambda: None)
+    monkeypatch.setattr(cuda, "Program", OnTheCpu)
+    fused._gpu_program.cache_clear()
+    process, state = PROCESSES[name], begin(PROCESSES[name])
+    here, there = (advance(process, state, 7, device=d) for d in ("cpu", "cuda"))
+    np.testing.assert_array_equal(here.x, there.x)
+    np.testing.assert_array_equal(here.rng, there.rng)
+    for a, b in zip(jax.tree.leaves(here.memory), jax.tree.leaves(there.memory), strict=True):
+        np.testing.assert_array_equal(a, b)
+    here, there = (observe(process, state, 6, every=2, device=d) for d in ("cpu", "cuda"))
+    np.testing.assert_array_equal(here.totals, there.totals)
+    np.testing.assert_array_equal(here.squares, there.squares)
+    with pytest.raises(InputError, match="is not for histograms yet; use device='cpu'"):
+        observe(process, state, 6, bins=(-1, 1, 4), device="cuda")
+    fused._gpu_program.cache_clear()
 
 
 @pytest.mark.skipif(not cuda.available(), reason="no CUDA device")

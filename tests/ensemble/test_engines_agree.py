@@ -22,7 +22,7 @@ from batchwell import (
     sampled,
     sublevel,
 )
-from batchwell.ensemble import SlowerEngine, advance, first_exits, fused, start
+from batchwell.ensemble import SlowerEngine, advance, first_exits, start
 from batchwell.errors import Divergence, InputError
 
 
@@ -48,6 +48,7 @@ PLANE = additive(lambda x: jnp.sum(jnp.cos(x)) + x @ x, dim=3, scale=np.eye(3)[:
 PRODUCT = sampled(
     lambda x, z: (1 + 0.8 * z[0]) * x @ x / 2 + z[1] * x[0] + z[2] * x[1], "gaussian", 2, 3
 )
+CURVED = sampled(lambda x, z: jnp.sum((x - z[:2]) ** 2) ** 2 / 9 + z[2] * x[0], "gaussian", 2, 3)
 MAIER_STEIN = diffusion(
     lambda x: jnp.array([x[0] - x[0] ** 3 - 10 * x[0] * x[1] ** 2, -(1 + x[0] ** 2) * x[1]]),
     lambda x: 0.3 * jnp.eye(2) * (1 + x[0] ** 2), 2, 0.1,
@@ -64,14 +65,9 @@ PROCESSES = {
     **{f"plane, order {k}": diffusion_approximation(SGD(PLANE, 0.1, 2), k) for k in (1, 2)},
     **{f"product, order {k}": diffusion_approximation(SGD(PRODUCT, 0.1), k) for k in (1, 2)},
     **{f"data, order {k}": diffusion_approximation(SGD(NETWORK, 0.5, 4), k) for k in (1, 2)},
+    **{f"curved, order {k}": diffusion_approximation(SGD(CURVED, 0.05, 9), k) for k in (1, 2)},
     "momentum diffusion": diffusion_approximation(SGD(NETWORK, 0.1, 4, momentum=0.5)),
 }  # fmt: skip
-
-
-@pytest.fixture(params=["straight", "loops"])
-def mode(request, monkeypatch):
-    """Straight-line code, then array code, whatever the size."""
-    monkeypatch.setattr(fused, "LOOPS_ABOVE", {"straight": 10**9, "loops": -1}[request.param])
 
 
 def begin(process, paths, dim=None):

@@ -34,7 +34,7 @@ def twin_well(steps, paths):
     return np.stack(seen)
 
 
-def test_odd_dimensions_share_pairs():
+def test_odd_dimensions_share_pairs(mode):
     state = start(WELL, [-1.0], 40, seed=1, substeps=1)
     seen = twin_well(12, 40)
     for steps in (1, 2, 3, 5):  # begins and ends at odd and even steps
@@ -42,7 +42,7 @@ def test_odd_dimensions_share_pairs():
         np.testing.assert_allclose(state.x[:, 0], seen[state.step], atol=3e-6)
 
 
-def test_even_dimensions_draw_step_by_step():
+def test_even_dimensions_draw_step_by_step(mode):
     state = start(PLANE, [1.0, -1.0], 40, seed=1, substeps=1)
     x, states = state.x, state.rng
     for _ in range(7):
@@ -53,7 +53,7 @@ def test_even_dimensions_draw_step_by_step():
     np.testing.assert_array_equal(end.rng, states)
 
 
-def test_exits_share_pairs():
+def test_exits_share_pairs(mode):
     found = first_exits(WELL, [-1.0], half_space([1.0], -0.9), 60, 40, seed=1, stream="paths",
                         substeps=1, precision="float32", scheme="euler")  # fmt: skip
     seen = twin_well(60, 40)[1:61]

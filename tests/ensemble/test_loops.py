@@ -17,10 +17,11 @@ from batchwell import (
     finite_sum,
     sublevel,
 )
-from batchwell.ensemble import advance, first_exits, fused, observe, start
+from batchwell.ensemble import advance, first_exits, fused, observe, options, start
 from batchwell.ensemble.kernels import ARGS
 from batchwell.ensemble.loop_arrays import Known, Loops
 from batchwell.ensemble.vector import Code
+from batchwell.errors import InputError
 
 
 def network(n=40, inputs=64, hidden=32, classes=10):
@@ -155,6 +156,13 @@ def test_a_long_step_is_made_in_several_calls(monkeypatch):
     assert sum(calls) == len(stepper.blocks.x)
     assert min(calls[1:-1]) < 64
     np.testing.assert_array_equal(x, advance(process, state, 1).x)
+
+
+def test_a_kernel_that_needs_more_memory_than_there_is_is_refused(monkeypatch):
+    monkeypatch.setattr(options, "free_memory", lambda: 10_000)
+    many = additive(lambda x: jnp.sum(x**4) / 4, dim=2000, scale=0.31)
+    with pytest.raises(InputError, match="of free memory; use precision='float32'"):
+        fused.Advancer(fused.engine_of(SGD(many, 0.1), loops=True), 1)
 
 
 def test_room_is_used_again():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from batchwell import SGD, additive, ball, diffusion, finite_sum
-from batchwell.ensemble import advance, first_exits, fused, generators, observe, start
+from batchwell.ensemble import advance, first_exits, generators, observe, start
 from batchwell.ensemble.native import compile_kernel
 from batchwell.ensemble.vector import Code, module
 from batchwell.errors import InputError
@@ -22,12 +22,6 @@ from batchwell.streams import uniform as uniform_of
 
 M, SEED = 21, 11
 CLOSE = {"rtol": 1e-12, "atol": 1e-13}
-
-
-@pytest.fixture(params=["straight", "loops"])
-def mode(request, monkeypatch):
-    """Straight-line code, then array code, whatever the size."""
-    monkeypatch.setattr(fused, "LOOPS_ABOVE", {"straight": 10**9, "loops": -1}[request.param])
 
 
 class Draws:
@@ -331,5 +325,5 @@ def test_philox_carries_into_the_high_word():
 
 def test_xla_has_one_generator():
     process = SGD(LOGISTIC, 0.3, 2)
-    with pytest.raises(InputError, match="generator = 'philox' must be xoshiro with engine='xla'"):
+    with pytest.raises(InputError, match="generator = 'philox': must be xoshiro with engine='xla'"):
         advance(process, start(process, np.zeros(3), 2, SEED), 1, engine="xla", generator="philox")

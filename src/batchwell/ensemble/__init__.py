@@ -357,7 +357,8 @@ def observe(
     counts = None if ranges is None else np.zeros((k, ranges.number + 2), np.int64)
     sums = Sums(zeros, zeros, counts)
     settings = checked(process, substeps, cast(Any, options))
-    on_cpu(settings, "observed paths")
+    if bins is not None:
+        on_cpu(settings, "histograms")
     loops = loops_for(process, observable, settings)
     stepper = _stepper(process, ensemble, substeps, settings, loops)
     look = _watcher(stepper, observable, every, ranges, settings)

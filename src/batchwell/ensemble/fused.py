@@ -21,9 +21,11 @@ from .kernels import ARGS, REALS, Recipe
 from .loop_recipes import loop_plan_of
 from .lowering import Unsupported
 from .native import Kernel, compile_kernel
+from .options import require_room
 from .plans import Plan, reals_of, stride_of, work_of
 from .recipes import plan_of
 from .row_sums import GradientField
+from .vector import room_of
 
 DTYPE = {"f64": np.float64, "f32": np.float32}
 LOOPS_ABOVE = 1000  # scalar operations: here array code overtakes straight-line code
@@ -74,7 +76,9 @@ def kernel(
     """The kernel `name` of a recipe (and of `about`), compiled once in this process."""
     key = (recipe, kind, name, about)
     if key not in _kernels:
-        _kernels[key] = compile_kernel(source(), name)
+        text = source()
+        require_room(room_of(text))
+        _kernels[key] = compile_kernel(text, name)
     return _kernels[key]
 
 
@@ -305,6 +309,7 @@ class Stepper:
             if device == "cuda"
             else Advancer(engine, substeps, threads)
         )
+        self.on_gpu = device == "cuda"
         self.per = 1 if isinstance(engine.process, SGD) else substeps
         self.blocks = to_blocks(engine, x, rng, memory, self.advance.lanes)
 

@@ -24,6 +24,7 @@ from .plans import Plan, data_table, from_loss, over_rows, point, row_weights, s
 from .step import pairs_of, platen
 from .vector import Val
 
+MAX_SHARED = 15
 TOGETHER = (32, 8, 1)  # examples taken at a time: as many as are left
 
 
@@ -104,11 +105,20 @@ def _gather_rows(
 def fill_draws(ctx: Context, draw: Callable[[Context, int], list[Val]], buffer: Buffer) -> None:
     """Draws into a buffer, two by two: normals come in pairs."""
     c, w = ctx.code, ctx.arrays()
+    if ctx.supply:  # drawn ahead, for two steps together
+        for k, value in enumerate(draw(ctx, buffer.size)):
+            w.put(value, buffer, c.i64(k))
+        return
     with c.loop(c.i64(buffer.size // 2)) as pair:
         for k, value in enumerate(draw(ctx, 2)):
             w.put(value, buffer, c.add(c.mul(pair, c.i64(2)), c.i64(k)))
     if buffer.size % 2:
         w.put(draw(ctx, 1)[0], buffer, c.i64(buffer.size - 1))
+
+
+def _shared(count: int) -> int:
+    """`Recipe.normals` of a step with so many; few enough to be kept in registers."""
+    return count if count <= MAX_SHARED else 0
 
 
 def _normals(ctx: Context, count: int) -> Lazy:
@@ -223,7 +233,8 @@ def _sampled_plan(loss: StochasticLoss, momentum: bool, single: bool) -> Plan:
             (gradient,) = at_mean.write(w, x, w.store(mean))
         _descend(ctx, gradient, momentum)
 
-    return Plan(Recipe(step, loss.dim, momentum, loops=True), None, None)
+    normals = _shared(width) if single and loss.noise.name == "gaussian" else 0
+    return Plan(Recipe(step, loss.dim, momentum, normals=normals, loops=True), None, None)
 
 
 # -- diffusions -------------------------------------------------------------------------------
@@ -256,7 +267,7 @@ def _program_plan(
         (new,) = program.write(w, ctx.array("x"), xi, *reals)
         w.assign(new, ctx.places["x"])
 
-    return Plan(Recipe(step, dim, loops=True), None, None)
+    return Plan(Recipe(step, dim, normals=_shared(noise), loops=True), None, None)
 
 
 @lru_cache(maxsize=256)
@@ -293,7 +304,7 @@ def _platen_plan(process: Diffusion) -> Plan:
         (new,) = program.write(w, ctx.array("x"), xi, drawn, w.register(ctx.real("bridge")))
         w.assign(new, ctx.places["x"])
 
-    return Plan(Recipe(step, dim, loops=True), None, None)
+    return Plan(Recipe(step, dim, normals=m if m == 1 else 0, loops=True), None, None)
 
 
 @dataclass(frozen=True, eq=False)

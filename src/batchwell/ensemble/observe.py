@@ -10,12 +10,14 @@ import numpy as np
 
 from .._jax import jax, jnp, traced
 from ..errors import require
+from . import cuda
 from .advance_kernel import advance_source
 from .fused import Blocks, Engine, Stepper, blocked, kernel, run, thread_count, unblocked
 from .ir import Graph
 from .kernels import Expressions
 from .loop_program import Program
 from .lowering import Unsupported, inputs, lower
+from .native import Kernel
 from .watching import Watch
 
 Observable = Callable[[Any], Any]
@@ -85,6 +87,11 @@ def lowers(observable: Observable, dim: int, loops: bool) -> bool:
     return True
 
 
+def _gpu_kernel(engine: Engine, watch: Watch) -> cuda.Program:
+    source = advance_source(engine.recipe, engine.kind, watch, 1, "ptx_kernel")
+    return cuda.Program(source, "advance")
+
+
 class Watcher:
     """A fused `Stepper` that sums observables up after every `every` steps."""
 
@@ -102,18 +109,18 @@ class Watcher:
         self.watch = Watch(code, self.size, bins.number if bins else 0)
         self.stepper, self.engine, self.bins = stepper, engine, bins
         self.every, self.threads = every, threads
-        self.call = kernel(
-            engine.recipe,
-            engine.kind,
-            "advance",
-            lambda: advance_source(engine.recipe, engine.kind, self.watch),
-            self.watch,
+        self.call = _gpu_kernel(engine, self.watch) if stepper.on_gpu else self._cpu_kernel()
+
+    def _cpu_kernel(self) -> Kernel:
+        recipe, kind = self.engine.recipe, self.engine.kind
+        return kernel(
+            recipe, kind, "advance", lambda: advance_source(recipe, kind, self.watch), self.watch
         )
 
     def __call__(self, first: int, steps: int, sums: Sums) -> np.ndarray:
         """`steps` more SGD steps, a multiple of `every`; adds to `sums`; positions (M, d)."""
         blocks: Blocks = self.stepper.blocks
-        lanes, per = self.engine.recipe.lanes(self.engine.kind), self.stepper.per
+        lanes, per = self.stepper.advance.lanes, self.stepper.per
         rows = blocked(np.concatenate([sums.totals, sums.squares], axis=1), lanes, np.float64)
         queue = np.zeros(1, np.int64)
         args = self.stepper.advance.arguments_for(first * per, steps * per, blocks, queue)
@@ -131,6 +138,9 @@ class Watcher:
 
     def _run(self, args: Any, sums: Sums, blocks: int) -> None:
         """Every thread counts for itself; whole numbers add up the same in any order."""
+        if isinstance(self.call, cuda.Program):
+            self.call(args.values, args.kept, blocks)
+            return
         own, counts = [], []
         for _ in range(thread_count(self.threads, blocks)):
             mine = type(args)(args.values.copy(), list(args.kept))

@@ -35,7 +35,8 @@ class Options(TypedDict, total=False):
     threads
         CPU threads of the fused engine; all allowed ones by default. Results do not depend on it.
     device
-        "cpu", or "cuda" for `advance` and `positions`: a GPU, the same bits.
+        "cpu", or "cuda" for `advance`, `positions` and `observe` without bins: a GPU, the same
+        bits.
     scheme
         For diffusions, see `step.SCHEMES`: "heun" (weak order 2 where noise does not depend on
         x), "euler" (Euler-Maruyama), "platen" (weak order 2).
@@ -148,18 +149,28 @@ def fall_back(settings: Settings, reason: str) -> None:
 
 def require_memory(need: int) -> None:
     """Refuse an ensemble of `need` bytes when the machine has not that much left."""
+    _require_free(need, "paths", "run fewer paths at a time (results do not depend on it)")
+
+
+def require_room(need: int) -> None:
+    """Refuse a kernel each of whose threads needs `need` bytes when the machine has not that much."""
+    _require_free(need, "threads", "use precision='float32', or a problem of fewer parameters")
+
+
+def _require_free(need: int, key: str, remedy: str) -> None:
+    free = free_memory()
+    if free is not None and need > free:
+        allowed = f"exceeds the {free / 2**30:.1f} GiB of free memory; {remedy}"
+        raise InputError(key, f"{need / 2**30:.1f} GiB", allowed)
+
+
+def free_memory() -> int | None:
+    """Bytes that are free, None where the system does not tell."""
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
-        return
-    free = max(free, _available())
-    if need > free:
-        raise InputError(
-            "paths",
-            f"{need / 2**30:.1f} GiB",
-            f"exceeds the {free / 2**30:.1f} GiB "
-            "of free memory; run fewer paths at a time (results do not depend on it)",
-        )
+        return None
+    return max(free, _available())
 
 
 def _available() -> int:

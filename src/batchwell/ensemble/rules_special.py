@@ -223,17 +223,67 @@ def _grouped(x: Any, w: Any, rank: int, features: int, batches: int) -> Any:
     return jnp.einsum("ngcpk,gfck->ngfp", patches, weights).reshape(n, w.shape[0], *places)
 
 
+def _window_places(shape: Sequence[int], params: dict[str, Any]) -> np.ndarray:
+    """(windows, entries of one): places in a flat operand, its size for those in the padding."""
+    size, rank = int(np.prod(shape)), len(shape)
+    spread = params.get("base_dilation") or (1,) * rank
+    apart = params.get("window_dilation") or (1,) * rank
+    places = np.arange(size).reshape(tuple(shape))
+    for k, (low, high) in enumerate(params["padding"]):
+        spots = low + np.arange(shape[k]) * spread[k]
+        total = low + high + (shape[k] - 1) * spread[k] + 1
+        source = np.full(total, -1)
+        good = (spots >= 0) & (spots < total)
+        source[spots[good]] = np.flatnonzero(good)
+        width, step = params["window_dimensions"][k], params["window_strides"][k]
+        count = (total - (width - 1) * apart[k] - 1) // step + 1
+        index = source[np.arange(count)[:, None] * step + np.arange(width) * apart[k]]
+        taken = np.take(places, index, axis=k)
+        edge = index.reshape(index.shape + (1,) * (taken.ndim - k - 2)) < 0
+        places = np.moveaxis(np.where(edge, size, taken), k + 1, -1)
+    return places.reshape(-1, int(np.prod(params["window_dimensions"])))
+
+
+_POOLS: dict[str, tuple[Any, float]] = {"reduce_window_sum": (jnp.sum, 0.0), "reduce_window_max": (jnp.max, -np.inf),
+          "reduce_window_min": (jnp.min, np.inf)}  # fmt: skip
+
+
+def pooled(x: Any, name: str, shape: Sequence[int], params: dict[str, Any]) -> Any:
+    """What a 'reduce_window' does, by its windows side by side."""
+    reduce, edge = _POOLS[name]
+    padded = jnp.append(x.ravel(), edge)
+    windows = padded[_window_places(x.shape, params)]
+    return reduce(windows, axis=1).reshape(shape)
+
+
+def picked_back(source: Any, operand: Any, params: dict[str, Any]) -> Any:
+    """What 'select_and_scatter_add' does: each window's source goes to its largest entry."""
+    places = _window_places(operand.shape, params)
+    least = params["select_prim"].name.startswith("l")
+    flat = -operand.ravel() if least else operand.ravel()
+    best = jnp.argmax(jnp.append(flat, -np.inf)[places], axis=1)
+    hit = best[:, None] == np.arange(places.shape[1])[None, :]
+    parts = jnp.where(hit, source.ravel()[:, None], 0.0)
+    out = jnp.zeros(operand.size + 1).at[places.ravel()].add(parts.ravel())
+    return out[: operand.size].reshape(operand.shape)
+
+
 def rewritten(e: Any) -> Any | None:
     """The closed jaxpr that says the same in other primitives, for those that have one."""
     shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in e.invars]
-    if e.primitive.name == "conv_general_dilated":
-        return jax.make_jaxpr(lambda x, w: convolution(x, w, e.params))(*shapes)
-    if e.primitive.name == "sort":
-        axis, keys = e.params["dimension"], e.params["num_keys"]
-        return jax.make_jaxpr(lambda *v: sorted_by_rank(v, axis, keys))(*shapes)
+    name, p = e.primitive.name, e.params
+    if name == "conv_general_dilated":
+        return jax.make_jaxpr(lambda x, w: convolution(x, w, p))(*shapes)
+    if name == "sort":
+        return jax.make_jaxpr(lambda *v: sorted_by_rank(v, p["dimension"], p["num_keys"]))(*shapes)
+    if name in _POOLS:
+        shape = e.outvars[0].aval.shape
+        return jax.make_jaxpr(lambda x: pooled(x, name, shape, p))(*shapes)
+    if name == "select_and_scatter_add":
+        return jax.make_jaxpr(lambda s, x: picked_back(s, x, p))(*shapes)
     return None
 
 
-@rule("conv_general_dilated")
-def _convolution(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
+@rule("conv_general_dilated", "select_and_scatter_add", *_POOLS)
+def _in_other_primitives(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
     return run(g, *open_jaxpr(rewritten(e)), a)

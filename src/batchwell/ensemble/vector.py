@@ -8,6 +8,7 @@ width of the machine's registers.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -408,6 +409,11 @@ def module(functions: Sequence[Code]) -> str:
     declared = sorted(set().union(*(f.declared for f in functions)))
     constants = [line for f in functions for line in f.constants]
     return "\n".join([*declared, *constants, *sources])
+
+
+def room_of(source: str) -> int:
+    """Bytes that the functions of a module ask for while they run."""
+    return sum(int(n) for n in re.findall(r"call ptr @malloc\(i64 (\d+)\)", source))
 
 
 def _literal(value: float, kind: str) -> str:
