@@ -164,7 +164,11 @@ def _share_section(result: LandscapeResult) -> Section:
     key, title = "shares", "Flat against sharp, by batch size"
     if result.plan is None:
         return Section(key, title, absent=ABSENT)
-    return Section(key, title, "", ("keskar", "dinh"), figures.share_figure(result))
+    lead = (
+        "A small batch leaves sharp basins sooner; whether it then stays in flat ones is another "
+        "question, and depends on how noise lies to the ways out."
+    )
+    return Section(key, title, lead, ("keskar", "dinh"), figures.share_figure(result))
 
 
 def _explorer_section(result: LandscapeResult) -> Section:
