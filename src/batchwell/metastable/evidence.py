@@ -32,6 +32,8 @@ SHARP_ERROR, ACTION_ERROR = 0.15, 1.0
 RARE = 3.0  # V / eps from which formulas are used
 DISAGREE = 2.5  # joint standard errors
 BEYOND = 0.02  # how far past a saddle splitting ends, in lengths minimum-saddle
+WALK = 40  # relaxation times for which splitting counts departures
+OFTEN = 0.2  # jumps in that time above which splitting says nothing
 COMMIT = 4.0  # times of growth at the saddle after which what crossed has made up its mind
 RARE_METHODS = ("formula", "splitting")
 
@@ -83,7 +85,8 @@ def saddle_evidence(
     "formula": Eyring-Kramers' law of the chain for isotropic Gaussian noise; else the least action
     of SGD itself with the prefactor of its diffusion, trusted to a factor e. Where V / eps is
     below 3 nothing is said. "splitting": multilevel splitting of simulated paths up to the
-    saddle's plane, whose ends are quenched; `options` are its particles, replicas and seed.
+    saddle's plane, whose ends are quenched; `options` are its particles, replicas and seed. It says nothing where
+    jumps are so frequent that paths around the minimum leave while departures are counted.
 
     Raises
     ------
@@ -235,6 +238,8 @@ def _by_splitting(
         rates.append(flux * chance * counts / max(len(landed), 1))
     table = np.array(rates)
     mean, spread = table.mean(axis=0), table.std(axis=0, ddof=1) / math.sqrt(replicas)
+    if mean.sum() * WALK * run.relaxation > OFTEN:
+        return  # paths around the minimum leave by other ways, too, while departures are counted
     for target in np.flatnonzero(mean > 0):
         if target == source:
             continue
