@@ -51,6 +51,24 @@ def test_small_batches_leave_the_sharp_minimum_and_large_ones_stay(landscape: La
     assert large.interval[0] > small.interval[1]
 
 
+@pytest.mark.slow
+def test_the_long_steps_of_a_quench_end_in_the_basins_of_short_ones(landscape: Landscape) -> None:
+    """1000 points of SGD at B = 4; near a border the flow's own tolerance decides: 0.1 % may."""
+    from batchwell.ensemble import Regions, advance, gradient_flow, start
+    from batchwell.landscape import quench
+
+    sgd = bw.SGD(landscape.loss, 0.5, 4)
+    begin = 0.3 * generator(1, "points").standard_normal((1000, 25))
+    points = advance(sgd, start(sgd, begin, 1000, 1), 4000).x
+    found = quench(landscape.loss, points, landscape.attractors)
+    known = found.attractors
+    regions = Regions(known.centers, known.roots, known.radii)
+    short = gradient_flow(landscape.loss, points, regions, max_steps=60_000, tolerance=2e-4)
+    both = (short.labels >= 0) & (found.labels >= 0)
+    assert both.mean() > 0.9
+    assert np.sum(short.labels[both] != found.labels[both]) <= 2
+
+
 CONCURRENT = """
 import os
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])

@@ -13,6 +13,7 @@ Hold against SGD itself
 
 from __future__ import annotations
 
+from .evidence import Evidence, saddle_evidence
 from .final import NOWHERE, UNLISTED, FinalBasins, Stage, final_basins, stages
 from .jumps import JumpCounts, Looks, count_jumps
 from .memory import MemoryCheck, memory_checks
@@ -42,6 +43,7 @@ __all__ = [
     "UNLISTED",
     "EdgeRate",
     "EscapeRate",
+    "Evidence",
     "FinalBasins",
     "JumpCounts",
     "Looks",
@@ -66,6 +68,7 @@ __all__ = [
     "rate_matrix",
     "rates_from_counts",
     "relaxation_times",
+    "saddle_evidence",
     "share_below",
     "stages",
     "state_weights",

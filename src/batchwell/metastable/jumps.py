@@ -1,9 +1,9 @@
 """Jumps between basins, counted in simulated paths.
 
 Paths are looked at every `lag` steps and quenched; what happened between two looks is not seen.
-Expected numbers of jumps and times in each state given the looks are found by
-expectation-maximisation for a continuous-time Markov chain (Bladt & Sorensen, J. R. Statist. Soc. B
-67, 395 (2005)); where jumps are rare within a lag they are the plain counts. Lags are about as long
+Jumps and times in each state are those expected given the looks, under the generator of greatest
+likelihood of a continuous-time Markov chain (Bladt & Sorensen, J. R. Statist. Soc. B 67, 395
+(2005)); where jumps are rare within a lag they are the plain counts. Lags are about as long
 as stays: a look finds a share of paths astride a border, which come back as often as not, and a
 rate taken from short lags counts them as jumps (Prinz et al., J. Chem. Phys. 134, 174105 (2011)).
 """
@@ -23,9 +23,12 @@ from ..landscape import Landscape
 from .exponential import exponential, exponential_slope
 from .states import StateMap
 
-PILOT_PATHS = 2  # per minimum
+PILOT_PATHS = 3  # per minimum
 LONGER = 4  # factor between the lags of two rounds
-FINE = 16  # looks per stay of the paths that are only tested for memory
+LEAST, MOST = 1e-15, 1.0  # rates per step
+VAGUE = 1.2  # inferred jumps per departure seen from which information is looked at
+LEAST_KNOWN = 0.05  # jumps
+FINE = 10  # looks per stay of the paths that are only tested for memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +58,9 @@ class JumpCounts:
     looks
         Pairs of looks at each lag used.
     jumps
-        (m, m) expected number of jumps between states, given the looks.
+        (m, m) number of jumps between states that the looks amount to.
     exposure
-        (m,) expected SGD steps spent in each state.
+        (m,) SGD steps in each state that go with them: ``jumps / exposure`` is the rate.
     first_exits
         (n, 4) of other paths, looked at more often: state started in, steps watched, 1 if it was
         seen to have left (0: censored), steps between looks. Jumps are not counted in these.
@@ -108,14 +111,16 @@ def count_jumps(
     watch = _Watch(sgd, landscape, looks, seed, stream, threads)
     longest = horizon // looks
     stays = watch.typical_stays(horizon)
-    lags = np.clip(LONGER ** np.round(np.log(stays) / np.log(LONGER)), 1, longest)
+    lags = np.clip(2.0 ** np.round(np.log2(stays)), 1, longest)
     series = watch.follow(np.repeat(np.arange(watch.m - 1), paths), int(np.median(lags)))
     found = [Looks(int(np.median(lags)), _pairs(series, watch.m))]
     left, lag = np.zeros(watch.m - 1), int(lags.min())
     while True:
         due = np.flatnonzero((lags <= lag) & (left < target))
         if due.size:
-            part = watch.until_left(np.repeat(due, paths), lag, f"/lag-{lag}")
+            # Where nearly every path leaves in time, as many as exits are wanted.
+            many = paths if lag >= longest else max(paths, target)
+            part = watch.until_left(np.repeat(due, many), lag, f"/lag-{lag}")
             found.append(Looks(lag, _pairs(part, watch.m)))
             left += _exit_counts(part, watch.m)
         if lag >= longest:
@@ -149,21 +154,25 @@ class _Watch:
         return start(self.sgd, self.minima[origin], len(origin), self.seed, self.stream + name)
 
     def typical_stays(self, horizon: int) -> np.ndarray:
-        """Steps (m - 1,) after which all pilot paths from each minimum are seen to have left.
+        """Mean steps (m - 1,) until the pilot paths from each minimum were seen to have left.
 
-        They are looked at ever more rarely; horizon where some has not left.
+        They are looked at ever more rarely; at least about horizon where one never left.
         """
         origin = np.repeat(np.arange(self.m - 1), PILOT_PATHS)
         state, at = self.begin(origin, "/pilot"), 1
-        out = np.zeros(self.m - 1)
+        total = np.zeros(self.m - 1)
         while state.step < horizon:
-            state = advance(self.sgd, state, min(at, horizon) - state.step, threads=self.threads)
-            out[origin] = state.step
-            keep = np.flatnonzero(self.states(state.x) == origin)
+            last = state.step
+            state = advance(self.sgd, state, min(at, horizon) - last, threads=self.threads)
+            inside = self.states(state.x) == origin
+            np.add.at(total, origin[~inside], (last + state.step) / 2)
+            keep = np.flatnonzero(inside)
             if not keep.size:
                 break
             state, origin, at = state.take(keep), origin[keep], at * 2
-        return out
+        else:
+            np.add.at(total, origin, PILOT_PATHS * horizon)
+        return np.maximum(total / PILOT_PATHS, 1.0)
 
     def follow(self, origin: np.ndarray, lag: int) -> np.ndarray:
         """States (paths, looks + 1) through all jumps."""
@@ -175,11 +184,11 @@ class _Watch:
 
     def exits(self, stays: np.ndarray, paths: int, horizon: int) -> np.ndarray:
         """First exits, looked at `FINE` times per stay, from states that are left at all."""
-        fine = np.maximum(LONGER ** np.round(np.log(stays / FINE) / np.log(LONGER)), 1)
+        fine = np.maximum(2.0 ** np.floor(np.log2(stays / FINE)), 1)
         rows = [np.empty((0, 4))]
         for lag in np.unique(fine[stays < horizon]).astype(int):
             due = np.flatnonzero((fine == lag) & (stays < horizon))
-            seen = self.until_left(np.repeat(due, paths), int(lag), f"/fine-{lag}", 3 * FINE)
+            seen = self.until_left(np.repeat(due, paths), int(lag), f"/fine-{lag}", 2 * FINE)
             rows.append(_first_exits(seen, int(lag)))
         return np.concatenate(rows)
 
@@ -225,14 +234,14 @@ def _exit_counts(series: np.ndarray, m: int) -> np.ndarray:
 
 
 # -- what looks say about jumps ------------------------------------------------------------------
-def expected_jumps(
-    looks: Sequence[Looks], iterations: int = 200, tolerance: float = 1e-4
-) -> tuple[np.ndarray, np.ndarray]:
-    """(jumps (m, m), steps in each state (m,)) expected given pairs of looks, by EM.
+def expected_jumps(looks: Sequence[Looks], rounds: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """(jumps (m, m), steps in each state (m,)) that pairs of looks amount to.
 
-    At its fixed point ``jumps / steps`` is the generator of greatest likelihood. The E-step is the
-    derivative of the log-likelihood with respect to the generator, a Frechet derivative of the
-    exponential.
+    ``jumps / steps`` is the generator of greatest likelihood: the fixed point of
+    expectation-maximisation, found by L-BFGS since EM itself is slow where lags are long; the
+    gradient is EM's own, expected jumps minus rate times expected time. Where many more jumps are
+    inferred than departures were seen, a state's jumps and steps are both scaled down to what the
+    looks tell of its rate: the inverse of that rate's variance in the observed information.
 
     Examples
     --------
@@ -242,24 +251,76 @@ def expected_jumps(
     """
     m = len(looks[0].counts)
     off = ~np.eye(m, dtype=bool)
-    jumps = sum((np.where(off, k.counts, 0.0) for k in looks), np.zeros((m, m)))
+    seen = sum((np.where(off, k.counts, 0.0) for k in looks), np.zeros((m, m)))
     steps = sum((k.lag * k.counts.sum(axis=1) for k in looks), np.zeros(m))
-    for _ in range(iterations):
-        rates = np.divide(jumps, steps[:, None], out=np.zeros((m, m)), where=steps[:, None] > 0)
-        new, steps = _expectation(looks, rates)
-        change = np.abs(new - jumps).max(initial=0.0)
-        jumps = new
-        if change <= tolerance * max(1.0, jumps.max(initial=0.0)):
-            break
-    return jumps, steps
+    rates = np.divide(seen, steps[:, None], out=np.zeros((m, m)), where=steps[:, None] > 0)
+    rates = _most_likely(looks, rates, rounds)
+    _, jumps, steps = _expectation(looks, rates)
+    inferred, departures = jumps.sum(axis=1), seen.sum(axis=1)
+    known = np.minimum(inferred, departures)
+    vague = np.flatnonzero(inferred > VAGUE * departures)
+    if vague.size:
+        known[vague] = np.minimum(known[vague], _information(looks, rates, vague))
+    scale = np.divide(known, inferred, out=np.ones(m), where=inferred > 0)
+    return jumps * scale[:, None], steps * scale
 
 
-def _expectation(looks: Sequence[Looks], rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _information(looks: Sequence[Looks], rates: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Inverse variances of the logarithms of these states' total rates, jointly."""
+
+    def slope(logs: np.ndarray) -> np.ndarray:
+        trial = rates.copy()
+        trial[rows] *= np.exp(logs)[:, None]
+        _, jumps, steps = _expectation(looks, trial)
+        return np.asarray((jumps.sum(axis=1) - trial.sum(axis=1) * steps)[rows])
+
+    h, unit = 1e-3, np.eye(len(rows))
+    bend = np.array([(slope(h * e) - slope(-h * e)) / (2 * h) for e in unit])
+    values, vectors = np.linalg.eigh(-0.5 * (bend + bend.T))
+    variance = vectors**2 @ (1.0 / np.maximum(values, LEAST_KNOWN))
+    return np.asarray(1.0 / variance)
+
+
+def _most_likely(looks: Sequence[Looks], rates: np.ndarray, rounds: int) -> np.ndarray:
+    """The generator's rates of greatest likelihood, on the edges where `rates` > 0."""
+    from scipy.optimize import minimize
+
+    edges = rates > 0
+    if not edges.any():
+        return rates
+    box = [(np.log(LEAST), np.log(MOST))] * int(edges.sum())
+    total = sum(k.counts.sum() for k in looks)
+
+    def negative(logs: np.ndarray) -> tuple[float, np.ndarray]:
+        trial = np.zeros_like(rates)
+        trial[edges] = np.exp(logs)
+        value, jumps, steps = _expectation(looks, trial)
+        slope = (jumps - trial * steps[:, None])[edges]
+        return -value / total, -slope / total
+
+    begin = np.clip(np.log(rates[edges]), *box[0])
+    found = minimize(
+        negative,
+        begin,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=box,
+        options={"maxiter": rounds, "ftol": 1e-12, "gtol": 1e-8},
+    )
+    out = np.zeros_like(rates)
+    out[edges] = np.exp(found.x)
+    return out
+
+
+def _expectation(looks: Sequence[Looks], rates: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """(log-likelihood, expected jumps (m, m), expected steps (m,)) given all pairs of looks."""
     q = rates - np.diag(rates.sum(axis=1))
-    slope = np.zeros_like(q)
+    slope, value = np.zeros_like(q), 0.0
     for seen in looks:
-        chance = exponential(q * seen.lag)
-        ratio = np.divide(seen.counts, chance, out=np.zeros_like(q), where=seen.counts > 0)
+        chance = np.maximum(exponential(q * seen.lag), 1e-300)
+        met = seen.counts > 0
+        value += float(seen.counts[met] @ np.log(chance[met]))
+        ratio = np.divide(seen.counts, chance, out=np.zeros_like(q), where=met)
         slope += seen.lag * exponential_slope(q.T * seen.lag, ratio)[1]
     slope = np.maximum(slope, 0.0)
-    return rates * slope, np.diag(slope).copy()
+    return value, rates * slope, np.diag(slope).copy()

@@ -12,7 +12,8 @@ import numpy as np
 from ..dynamics import SGD, Sampling
 from ..errors import InputError, require, whole
 from ..estimate import LEVEL, Estimate, exponential_mean
-from ..landscape import Landscape
+from ..landscape import Landscape, Saddle
+from .evidence import Evidence, saddle_evidence, weighed
 from .jumps import JumpCounts, count_jumps
 from .memory import MemoryCheck, memory_checks, memory_note
 from .network import ELSEWHERE, MarkovNetwork, escape_time, rate_matrix
@@ -123,6 +124,8 @@ def transition_rates(
     looks: int = 24,
     horizon: int = 100_000,
     target: int = 30,
+    saddles: Sequence[Saddle] = (),
+    rare: str | None = "formula",
     draws: int = 200,
     seed: int = 0,
     threads: int | None = None,
@@ -141,7 +144,11 @@ def transition_rates(
     paths, looks, target
         Paths from each minimum at a time, looks at each, and exits after which no more are run.
     horizon
-        Longest path in SGD steps: rarer jumps are seen as bounds only.
+        Longest path in SGD steps: rarer jumps are seen as bounds only, but for `saddles`.
+    saddles, rare
+        Saddles between listed minima (`landscape.find_saddles`), and how rates over them are
+        found: "formula" or "splitting" (`evidence.saddle_evidence`), or None. A formula needs the
+        least action over each saddle: seconds each in a few dimensions, minutes in dozens.
     draws
         Draws of all rates from their joint uncertainty, for intervals of what follows from them.
 
@@ -173,7 +180,10 @@ def transition_rates(
         )
         if progress is not None:
             progress(k + 1, len(chains))
-    return rates_from_counts(landscape, chains[0], counts, draws, seed)
+    evidence: Sequence[Evidence] = ()
+    if saddles and rare is not None:
+        evidence = saddle_evidence(chains[0], landscape, saddles, sizes, rare)
+    return rates_from_counts(landscape, chains[0], counts, evidence, draws, seed)
 
 
 def _checked_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
@@ -188,33 +198,44 @@ def rates_from_counts(
     landscape: Landscape,
     sgd: SGD,
     counts: Sequence[JumpCounts],
+    evidence: Sequence[Evidence] = (),
     draws: int = 200,
     seed: int = 0,
 ) -> TransitionRates:
-    """`transition_rates` from jumps that were counted before; learning rate and mode of `sgd`."""
+    """`transition_rates` from jumps that were counted before; learning rate and mode of `sgd`.
+
+    `evidence` on rates found otherwise is merged with them.
+    """
     labels = (*(m.label for m in landscape.minima), ELSEWHERE)
     sizes = tuple(c.batch_size for c in counts)
     jumps, steps = np.stack([c.jumps for c in counts]), np.stack([c.exposure for c in counts])
-    edges = existing_edges(jumps)
+    merged, exposure, used, lost = weighed(evidence, sizes, jumps, steps, labels)
+    edges = existing_edges(merged)
     nodes = _nodes(sizes, sgd)
     fit = None
     if len(edges):
         place = np.searchsorted(nodes, sizes)
-        full = np.zeros((len(nodes), *jumps.shape[1:])), np.zeros((len(nodes), steps.shape[1]))
-        full[0][place], full[1][place] = jumps, steps
+        full = np.zeros((2, len(nodes), *jumps.shape[1:]))
+        full[:, place] = merged, exposure
         inverse = np.array([inverse_temperature(sgd, int(b)) for b in nodes])
-        fit = fit_rates(*full, inverse, edges, draws, seed)
+        fit = fit_rates(full[0], full[1], inverse, edges, draws, seed)
     checks = memory_checks(counts)
-    held = np.flatnonzero(jumps.sum(axis=(0, 2)) < FEW)
-    notes = (memory_note(checks), *_held_note([labels[i] for i in held]))
+    held = np.flatnonzero(merged.sum(axis=(0, 2)) < FEW)
+    visited = steps.sum(axis=0) > 0
+    named = [labels[i] for i in held if visited[i]]
+    notes = (memory_note(checks), *_held_note(named), *lost)
     network = _network(landscape, labels, sgd, sizes, nodes, edges, fit, notes)
     return TransitionRates(
         network,
         labels,
         sgd.learning_rate,
         sizes,
-        tuple(_escape(network, c, i, i in held) for c in counts for i in range(len(labels))),
-        tuple(_edge(network, c, e, jumps) for c in counts for e in edges),
+        tuple(
+            _escape(network, c, i, i in held, evidence, used)
+            for c in counts
+            for i in range(len(labels))
+        ),
+        tuple(_edge(network, c, e, merged) for c in counts for e in edges),
         tuple(counts),
         tuple(checks),
         fit.spreads if fit is not None else None,
@@ -288,19 +309,44 @@ def _held_note(held: Sequence[str]) -> list[str]:
 
 
 # -- rows --------------------------------------------------------------------------------------
-def _escape(network: MarkovNetwork, counts: JumpCounts, state: int, held: bool) -> EscapeRate:
+def _escape(
+    network: MarkovNetwork,
+    counts: JumpCounts,
+    state: int,
+    held: bool,
+    evidence: Sequence[Evidence],
+    used: Sequence[Evidence],
+) -> EscapeRate:
     label, size = network.labels[state], counts.batch_size
     exits, steps = float(counts.jumps[state].sum()), float(counts.exposure[state])
-    evidence = () if steps <= 0 else (_direct_time(exits, steps),)
+    known = [] if steps <= 0 else [_direct_time(exits, steps)]
+    known += _other_times(evidence, used, state, size)
     if not held:
         time = escape_time(network, label, size)
-    elif evidence:
-        low = evidence[0].interval[0]
+    elif steps > 0:
+        low = known[0].interval[0]
         time = Estimate(math.inf, math.inf, (low, math.inf), "steps", "too few exits: a bound",
-                        1, 1, evidence[0].notes)  # fmt: skip
+                        1, 1, known[0].notes)  # fmt: skip
     else:
         time = Estimate(math.inf, math.inf, (0.0, math.inf), "steps", "never visited", 1, 1)
-    return EscapeRate(label, size, time, evidence, exits)
+    return EscapeRate(label, size, time, tuple(known), exits)
+
+
+def _other_times(
+    evidence: Sequence[Evidence], used: Sequence[Evidence], state: int, size: int
+) -> list[Estimate]:
+    """Mean time by each other method, over all edges that it knows."""
+    rows = [e for e in evidence if e.source == state and e.batch_size == size]
+    out = []
+    for method in dict.fromkeys(e.method for e in rows):
+        same = [e for e in rows if e.method == method]
+        total = float(np.logaddexp.reduce([e.log_rate for e in same]))
+        error = max(e.error for e in same)
+        time = replace(same[0], log_rate=total, error=error).time
+        if not set(same) <= set(used):
+            time = time.with_notes("disagrees with counted jumps: not used")
+        out.append(time)
+    return out
 
 
 def _direct_time(exits: float, steps: float) -> Estimate:

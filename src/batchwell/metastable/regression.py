@@ -72,7 +72,7 @@ class RateFit:
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """One state's edges: targets (k,), jumps (n, k), steps (n,), design of log rates (n k, p)."""
+    """One state's edges: targets (k,), jumps and steps (n, k), design of log rates (n k, p)."""
 
     targets: NDArray[np.intp]
     jumps: Floats
@@ -81,14 +81,14 @@ class _Source:
 
 
 def fit_rates(
-    jumps: Floats, steps: Floats, inverse: Floats, edges: NDArray[np.intp], draws: int, seed: int
+    jumps: Floats, exposure: Floats, inverse: Floats, edges: NDArray[np.intp], draws: int, seed: int
 ) -> RateFit:
-    """Fit `jumps` (n, m, m) in `steps` (n, m) at inverse temperatures `inverse` (n,).
+    """Fit `jumps` (n, m, m) in `exposure` (n, m, m) steps at inverse temperatures (n,).
 
-    `edges` (e, 2) lists the edges that exist; nodes without evidence have steps 0.
+    `edges` (e, 2) lists the edges that exist; nodes without evidence have exposure 0.
     """
-    centre = float(np.exp(np.mean(np.log(inverse[steps.sum(axis=1) > 0]))))
-    sources = [_source(i, jumps, steps, inverse - centre, edges) for i in _origins(edges)]
+    centre = float(np.exp(np.mean(np.log(inverse[exposure.sum(axis=(1, 2)) > 0]))))
+    sources = [_source(i, jumps, exposure, inverse - centre, edges) for i in _origins(edges)]
     kernel = _kernel(inverse)
     spreads = _first_spreads(sources, inverse - centre)
     modes: list[Floats] = [np.zeros(s.design.shape[1]) for s in sources]
@@ -105,7 +105,7 @@ def fit_rates(
         columns = np.flatnonzero(edges[:, 0] == i)
         out[:, columns] = (s.design @ mode).reshape(n, -1)
         some = _sample(s, spreads, kernel, mode, root, draws, generator(seed, "rates", int(i)))
-        drawn[:, :, columns] = (some @ s.design.T).reshape(draws, n, -1)
+        drawn[:, :, columns] = (some @ s.design.T).reshape(draws, n, len(columns))
     return RateFit(edges, np.minimum(out, 0.0), np.minimum(drawn, 0.0), spreads)
 
 
@@ -119,7 +119,7 @@ def _kernel(inverse: Floats) -> Floats:
     return (1 - OWN) * np.exp(-0.5 * gap**2) + OWN * np.eye(len(inverse))
 
 
-def _source(i: int, jumps: Floats, steps: Floats, y: Floats, edges: NDArray[np.intp]) -> _Source:
+def _source(i: int, jumps: Floats, exposure: Floats, y: Floats, edges: NDArray[np.intp]) -> _Source:
     """Parameters: level, slope, k branches, k branch slopes, n residuals."""
     targets = edges[edges[:, 0] == i, 1]
     n, k = len(y), len(targets)
@@ -129,16 +129,17 @@ def _source(i: int, jumps: Floats, steps: Floats, y: Floats, edges: NDArray[np.i
         design[:, j, 2 + j], design[:, j, 2 + k + j] = 1.0, -y
     for b in range(n):
         design[b, :, 2 + 2 * k + b] = 1.0
-    return _Source(targets, jumps[:, i, targets], steps[:, i], design.reshape(n * k, -1))
+    return _Source(
+        targets, jumps[:, i, targets], exposure[:, i, targets], design.reshape(n * k, -1)
+    )
 
 
 def _first_spreads(sources: Sequence[_Source], y: Floats) -> Spreads:
     """A line through the logs of the pooled rates, to begin with."""
     events = sum((s.jumps.sum(axis=1) for s in sources), np.zeros(len(y)))
-    steps = sum((s.steps for s in sources), np.zeros(len(y)))
-    per_edge = np.mean([np.log(len(s.targets)) for s in sources])
+    steps = sum((s.steps.sum(axis=1) for s in sources), np.zeros(len(y)))
     seen = steps > 0
-    logs = np.log((events[seen] + 0.5) / steps[seen]) - per_edge
+    logs = np.log((events[seen] + 0.5) / steps[seen])
     if seen.sum() < 2:
         return Spreads(float(logs[0]), 3.0, 0.0, 0.5)
     weight = np.sqrt(events[seen] + 0.5)
@@ -161,7 +162,7 @@ def _precision(s: _Source, spreads: Spreads, kernel: Floats) -> tuple[Floats, Fl
 def _mode(s: _Source, spreads: Spreads, kernel: Floats, begin: Floats) -> tuple[Floats, Floats]:
     """(posterior mode (p,), lower Cholesky root of its precision (p, p)), by damped Newton."""
     mean, prior = _precision(s, spreads, kernel)
-    counts, exposure = s.jumps.ravel(), np.repeat(s.steps, len(s.targets))
+    counts, exposure = s.jumps.ravel(), s.steps.ravel()
     z = begin.copy()
     value = _log_posterior(s, z[None], mean, prior)[0]
     for _ in range(NEWTON_ROUNDS):
@@ -186,7 +187,7 @@ def _mode(s: _Source, spreads: Spreads, kernel: Floats, begin: Floats) -> tuple[
 def _log_posterior(s: _Source, z: Floats, mean: Floats, prior: Floats) -> Floats:
     """Log posterior of parameters z (r, p), up to a constant: (r,)."""
     logs = np.minimum(z @ s.design.T, 50.0)
-    exposure = np.repeat(s.steps, len(s.targets))
+    exposure = s.steps.ravel()
     off = z - mean
     return np.asarray(
         logs @ s.jumps.ravel()

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from ..dynamics import SGD
 from ..ensemble import advance, start
 from ..errors import InputError, require, whole
-from ..estimate import Estimate, difference, sample_mean, share
+from ..estimate import Estimate, sample_mean, share
 from ..landscape import Landscape
 from ..streams import generator
 from .final import Stage, final_basins
@@ -202,16 +202,19 @@ def _mean(values: np.ndarray) -> Estimate:
 
 
 def _difference(a: ScheduleCheck, b: ScheduleCheck) -> Estimate:
-    """Measured score of a minus that of b: independent runs."""
-    assert a.measured_score is not None
-    assert b.measured_score is not None
-    value = a.measured_score.value - b.measured_score.value
-    stderr = float(np.hypot(a.measured_score.stderr, b.measured_score.stderr))
-    half = 1.96 * stderr
-    n = a.measured_score.n + b.measured_score.n
-    return Estimate(
-        value, stderr, (value - half, value + half), "1", "difference of measured means", n
-    )
+    """Measured score of a minus that of b: independent runs, Newcombe's interval.
+
+    It joins the two intervals (Stat. Med. 17, 873 (1998)), so that shares of 0 or 1 keep theirs.
+    """
+    first, second = a.measured_score, b.measured_score
+    assert first is not None
+    assert second is not None
+    value = first.value - second.value
+    down = np.hypot(first.value - first.interval[0], second.interval[1] - second.value)
+    up = np.hypot(first.interval[1] - first.value, second.value - second.interval[0])
+    ends = (float(value - down), float(value + up))
+    stderr = float(down + up) / (2 * 1.96)
+    return Estimate(value, stderr, ends, "1", "difference of measured means", first.n + second.n)
 
 
 def _verdict(grown: ScheduleCheck, constant: ScheduleCheck, gain: Estimate) -> str:
@@ -223,7 +226,7 @@ def _verdict(grown: ScheduleCheck, constant: ScheduleCheck, gain: Estimate) -> s
         f"{grown.name} {grown.measured_score.value:.3g}, {constant.name} "
         f"{constant.measured_score.value:.3g}"
     )
-    if abs(difference(grown.measured_score, constant.measured_score)) <= 1.96:
+    if gain.interval[0] <= 0 <= gain.interval[1]:
         return f"growing the batch did not measurably beat a constant one: {pair}"
     if gain.value > 0:
         return f"growing the batch beat every constant one predicted best: {pair}"
