@@ -12,6 +12,9 @@ from functools import lru_cache
 import numpy as np
 
 DAMPING = 2.0 / 13.0
+# Largest factor between two steps: of an ordinary pair, and of a stabilised method, whose error
+# does not see the end of its stability coming.
+GROWTH, STABILISED_GROWTH = 5.0, 1.5
 
 
 @lru_cache(maxsize=16)

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from ..errors import require, whole
 from ..loss import StochasticLoss
 from . import elementary, flow_xla
-from .chebyshev import chebyshev
+from .chebyshev import GROWTH, STABILISED_GROWTH, chebyshev
 from .fused import Arguments, blocked_table, run, thread_count
 from .kernels import ARGS, Context, take_from
 from .lowering import Unsupported
@@ -284,7 +284,7 @@ def _bogacki_shampine(
             e = c.fma(c.like(w, h), _row(c, slope, k), e)
         return c.mul(h, e)
 
-    return there, k4, _accept(c, ctx, dim, h, defect)
+    return there, k4, _accept(c, ctx, dim, h, defect, GROWTH)
 
 
 def _chebyshev(
@@ -322,7 +322,7 @@ def _chebyshev(
         slopes = c.add(_row(c, k1, k), _row(c, k4, k))
         return c.fma(c.mul(c.like(-0.4, h), h), slopes, c.mul(c.like(0.8, h), moved))
 
-    return newer, k4, _accept(c, ctx, dim, h, defect)
+    return newer, k4, _accept(c, ctx, dim, h, defect, STABILISED_GROWTH)
 
 
 def _gradient_function(field: GradientField, dim: int) -> Code:
@@ -354,7 +354,9 @@ def _stage(c: Code, dim: int, x: Val, out: Val, terms: list[tuple[Val, Val]]) ->
         c.store(value, out, c.i64(k * _LANES))
 
 
-def _accept(c: Code, ctx: Context, dim: int, h: Val, defect: Callable[[int], Val]) -> Val:
+def _accept(
+    c: Code, ctx: Context, dim: int, h: Val, defect: Callable[[int], Val], growth: float
+) -> Val:
     """Which lanes take the step, by the error's coordinates; sets their next step sizes."""
     tolerance = c.splat(c.load(ctx.address("reals"), KIND, c.i64(5)))
     total = c.like(0.0, h)
@@ -364,7 +366,7 @@ def _accept(c: Code, ctx: Context, dim: int, h: Val, defect: Callable[[int], Val
     error = c.div(elementary.sqrt(c, total), tolerance)
     root = elementary.power(c, c.add(error, c.like(1e-12, h)), c.like(-1 / 3, h))
     factor = c.mul(c.like(0.9, h), root)
-    low, high = c.like(0.2, h), c.like(5.0, h)
+    low, high = c.like(0.2, h), c.like(growth, h)
     factor = c.select(c.compare("olt", factor, high), factor, high)
     factor = c.select(c.compare("ogt", factor, low), factor, low)
     # An error that is not a number means a step into overflow: shorten it.

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._jax import jax, jnp, serial
 from ..loss import StochasticLoss
-from .chebyshev import chebyshev
+from .chebyshev import GROWTH, STABILISED_GROWTH, chebyshev
 
 Array = Any
 
@@ -72,7 +72,7 @@ def bogacki_shampine(
     y = x + h * (2 * k1 + 3 * k2 + 4 * k3) / 9
     k4 = f(y)
     error = jnp.linalg.norm(h * (-5 * k1 / 72 + k2 / 12 + k3 / 9 - k4 / 8)) / tolerance
-    return _accept(error, x, y, k1, k4, h)
+    return _accept(error, x, y, k1, k4, h, GROWTH)
 
 
 def runge_kutta_chebyshev(
@@ -89,13 +89,13 @@ def runge_kutta_chebyshev(
     (y, _), _ = jax.lax.scan(stage, (x + first * h * k1, x), jnp.asarray(rows))
     k4 = f(y)
     error = jnp.linalg.norm(0.8 * (x - y) + 0.4 * h * (k1 + k4)) / tolerance
-    return _accept(error, x, y, k1, k4, h)
+    return _accept(error, x, y, k1, k4, h, STABILISED_GROWTH)
 
 
 def _accept(
-    error: Array, x: Array, y: Array, k1: Array, k4: Array, h: Array
+    error: Array, x: Array, y: Array, k1: Array, k4: Array, h: Array, growth: float
 ) -> tuple[Array, Array, Array]:
     good = error <= 1
-    factor = jnp.clip(0.9 * (error + 1e-12) ** (-1 / 3), 0.2, 5.0)
+    factor = jnp.clip(0.9 * (error + 1e-12) ** (-1 / 3), 0.2, growth)
     factor = jnp.where(jnp.isnan(error), 0.2, factor)
     return jnp.where(good, y, x), jnp.where(good, k4, k1), h * factor

@@ -25,10 +25,13 @@ class Crossings:
         Per SGD step; replicas' rates are independent and unbiased.
     points
         (m, d) where its paths came out, each of the same weight; none if all paths died.
+    departed
+        (particles, d) where its paths left the core around the minimum.
     """
 
     rate: float
     points: np.ndarray
+    departed: np.ndarray
 
 
 def crossings(
@@ -70,4 +73,7 @@ def crossings(
     paths = launched(core, np.stack([points for _, points in timed]))
     split(core, paths, max(1, particles // 16))
     ends = out_points(core, paths)
-    return [Crossings(float(paths.chance[k]) / time, ends[k]) for k, (time, _) in enumerate(timed)]
+    return [
+        Crossings(float(paths.chance[k]) / time, ends[k], points)
+        for k, (time, points) in enumerate(timed)
+    ]

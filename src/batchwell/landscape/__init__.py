@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .explore import Exploration, explore, with_explored
+from .generalisation import Generalisation, generalisation
 from .minima import (
     Landscape,
     Minimum,
@@ -31,6 +32,7 @@ __all__ = [
     "Branch",
     "DisconnectivityTree",
     "Exploration",
+    "Generalisation",
     "Landscape",
     "Minimum",
     "Quench",
@@ -46,6 +48,7 @@ __all__ = [
     "extended",
     "find_minima",
     "find_saddles",
+    "generalisation",
     "landscape_of",
     "letters",
     "line_profile",

@@ -12,9 +12,11 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from scipy.sparse.linalg import LinearOperator, cg
 
 from .._jax import jax, jnp, serial
 from ..loss import StochasticLoss
+from .spectrum import DENSE, extreme_modes, hessian_operator
 
 Array = Any
 FIRST_RADIUS, LONGEST_STEP = 0.02, 0.2  # of a step, times 1 + |x|
@@ -36,6 +38,13 @@ def climb(
         Points (m, d), NaN where the gradient norm did not fall below `tolerance`, and the number of
         steps taken (m,). Of which index the points are is left to the caller.
     """
+    if loss.dim > DENSE:
+        pairs = zip(points, directions, strict=True)
+        ends = [climb_by_products(loss, x, way, tolerance) for x, way in pairs]
+        return (
+            np.array([x for x, _ in ends]).reshape(points.shape),
+            np.array([k for _, k in ends]),
+        )
     out, taken = np.full(points.shape, np.nan), np.zeros(len(points), int)
     rows, x, way = np.arange(len(points)), np.array(points), np.array(directions)
     radius = FIRST_RADIUS * (1.0 + np.linalg.norm(x, axis=1))
@@ -49,6 +58,62 @@ def climb(
         keep = np.isfinite(x).all(axis=1) & ~done
         rows, x, way, radius = rows[keep], x[keep], way[keep], radius[keep]
     return out, taken
+
+
+def climb_by_products(
+    loss: StochasticLoss, x: np.ndarray, way: np.ndarray, tolerance: float
+) -> tuple[np.ndarray, int]:
+    """`climb` from one point (d,) by Hessian-vector products alone: (point, steps).
+
+    Lanczos gives the lowest mode, conjugate gradients Newton's step across it (Munro & Wales, Phys.
+    Rev. B 59, 1999).
+    """
+    slope_at = _gradient(loss)
+    radius, slope = FIRST_RADIUS * (1.0 + float(np.linalg.norm(x))), np.asarray(slope_at(x))
+    for k in range(ROUND * ROUNDS):
+        if np.linalg.norm(slope) < tolerance:
+            return x, k
+        hessian = hessian_operator(loss, x)
+        values, vectors = extreme_modes(loss, x, 1, "SA", 1e-6)
+        mode = vectors[:, 0] if values[0] < 0 else way
+        curvature = float(mode @ (hessian @ mode))
+        move = _across(hessian, mode, slope) + _along(mode, slope, curvature, radius)
+        move *= min(1.0, radius / (float(np.linalg.norm(move)) + 1e-300))
+        there, change = np.asarray(slope_at(x + move)), hessian @ move
+        size = max(float(np.linalg.norm(change)), float(np.linalg.norm(slope)))
+        error = float(np.linalg.norm(there - slope - change)) / (size + 1e-300)
+        if error < TRUSTED:
+            x, slope, way = x + move, there, mode
+        radius *= (2.0 if error < GOOD else 1.0) if error < TRUSTED else 0.3
+        radius = min(radius, LONGEST_STEP * (1.0 + float(np.linalg.norm(x))))
+    return np.full_like(x, np.nan), ROUND * ROUNDS
+
+
+def _along(mode: np.ndarray, slope: np.ndarray, curvature: float, radius: float) -> np.ndarray:
+    """Uphill along the mode, no longer than the radius."""
+    part = float(mode @ slope)
+    return np.asarray(mode * part / max(abs(curvature), abs(part) / radius, 1e-300))
+
+
+def _across(hessian: LinearOperator, mode: np.ndarray, slope: np.ndarray) -> np.ndarray:
+    """Newton's step downhill across the mode; the plain gradient where curvature is not positive."""
+
+    def off(v: np.ndarray) -> np.ndarray:
+        return np.asarray(v - (mode @ v) * mode)
+
+    def inner(v: np.ndarray) -> np.ndarray:
+        return off(hessian @ off(np.ravel(v))) + (mode @ np.ravel(v)) * mode
+
+    right = -off(slope)
+    size = float(np.linalg.norm(slope))
+    operator = LinearOperator(hessian.shape, matvec=inner, dtype=np.float64)
+    move, _ = cg(operator, right, rtol=min(0.1, size), maxiter=400)
+    return move if move @ right > 0 else right
+
+
+@lru_cache(maxsize=32)
+def _gradient(loss: StochasticLoss) -> Callable[[Array], Array]:
+    return serial(jax.jit(loss.gradient))
 
 
 def _round(loss: StochasticLoss, *state: np.ndarray) -> tuple[np.ndarray, ...]:

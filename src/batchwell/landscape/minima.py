@@ -17,9 +17,10 @@ from ..errors import RunError, require
 from ..loss import StochasticLoss
 from ..symmetry import NONE, Symmetry
 from .quench import SAME_CENTER, UNDECIDED, Attractors, Quench, add_attractor, quench
+from .spectrum import DENSE, curvature_and_noise
 
 SAME = 1e-5  # distance, relative to 1 + |x|, under which two minima are one
-MAX_DIM = 2000
+MAX_DIM = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +114,12 @@ def find_minima(
     """The distinct minima that gradient flow reaches from `starts` (n, d).
 
     Each start is followed by gradient flow and its end polished by Newton's method to a
-    gradient norm below 1e-9. Minima that `symmetry` maps on each other count as one.
+    gradient norm below 1e-9; above 200 parameters by Hessian-vector products alone. Minima that `symmetry` maps on each other count as one.
 
     Raises
     ------
     InputError
-        More than 2000 dimensions (full Hessians are used).
+        More than 10,000 dimensions.
     RunError
         No start reached an isolated minimum (flat directions: add weight decay).
     Divergence
@@ -229,6 +230,9 @@ def classify(points: np.ndarray, minima: tuple[Minimum, ...], symmetry: Symmetry
 
 @lru_cache(maxsize=32)
 def _shape(loss: StochasticLoss) -> Callable[[Any], dict[str, Any]]:
+    if loss.dim > DENSE:
+        return lambda x: curvature_and_noise(loss, np.asarray(x))
+
     def shape(x: Any) -> dict[str, Any]:
         hessian, noise = loss.hessian(x), loss.covariance(x)
         values = jnp.linalg.eigvalsh(hessian)

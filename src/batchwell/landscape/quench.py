@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.sparse.linalg import minres
 
 from .._jax import jax, jnp, serial
 from ..domain import Domain
@@ -23,6 +24,7 @@ from ..ensemble.flow import Flow, Regions, gradient_flow
 from ..errors import Divergence, InputError, require, whole
 from ..loss import StochasticLoss
 from ..streams import generator
+from .spectrum import DENSE, extreme_modes, hessian_operator, lowest_modes
 
 Array = Any
 Progress = Callable[[int, int], None]
@@ -41,6 +43,7 @@ STATIONARY = 1e-9  # gradient norm of a polished minimum
 RUNAWAY = 1e8  # times the starts' own size: no minimum is there
 UNDECIDED = -1
 SAME_CENTER = 1e-6
+LARGE_BLOCK = 16  # steps of the flow between two looks, above DENSE parameters
 CLOSE = 0.02  # relative distance under which one point is searched for all
 POLISHED = 64  # points polished at once
 
@@ -54,7 +57,8 @@ class Attractors:
     centers
         (K, d) minima, Newton-polished.
     roots
-        (K, d, d) matrices R of the regions ``|R (x - c)| < radius``: 1 for balls.
+        (K, d, d) matrices R of the regions ``|R (x - c)| < radius``: 1 for balls. Above `DENSE`
+        parameters none are kept, shape (K, 0, 0): all regions are balls.
     radii
         (K,).
     """
@@ -75,7 +79,9 @@ class Attractors:
         """Which trust region holds each of `points` (n, d): index or UNDECIDED, (n,)."""
         out = np.full(len(points), UNDECIDED)
         for k in range(len(self)):
-            moved = (points - self.centers[k]) @ self.roots[k].T
+            moved = points - self.centers[k]
+            if self.roots.shape[1]:
+                moved = moved @ self.roots[k].T
             out[np.einsum("ni,ni->n", moved, moved) < self.radii[k] ** 2] = k
         return out
 
@@ -98,7 +104,14 @@ class Quench:
 
 def no_attractors(dim: int) -> Attractors:
     """The empty set of attractors in `dim` dimensions."""
-    return Attractors(np.empty((0, dim)), np.empty((0, dim, dim)), np.empty(0))
+    return balls(np.empty((0, dim)), np.empty(0))
+
+
+def balls(centers: np.ndarray, radii: np.ndarray) -> Attractors:
+    """Attractors `centers` (K, d) whose trust regions are balls of `radii` (K,)."""
+    count, dim = centers.shape
+    side = dim if dim <= DENSE else 0
+    return Attractors(centers, np.tile(np.eye(side), (count, 1, 1)), radii)
 
 
 def quench(
@@ -203,8 +216,21 @@ def _flow(
     threads: int | None,
     stages: int,
 ) -> Flow:
-    regions = Regions(known.centers, known.roots, known.radii)
-    return gradient_flow(loss, x, regions, steps, FLOW_TOLERANCE, h, threads, stages=stages)
+    if loss.dim <= DENSE:
+        regions = Regions(known.centers, known.roots, known.radii)
+        return gradient_flow(loss, x, regions, steps, FLOW_TOLERANCE, h, threads, stages=stages)
+    # No matrices of regions: points are looked at between stretches of the flow.
+    x, h, labels = x.copy(), h.copy(), known.labels(x)
+    for _ in range(0, steps, LARGE_BLOCK):
+        rows = np.flatnonzero(labels == UNDECIDED)
+        if not rows.size:
+            break
+        block = min(LARGE_BLOCK, steps)
+        part = gradient_flow(
+            loss, x[rows], None, block, FLOW_TOLERANCE, h[rows], threads, stages=stages
+        )
+        x[rows], h[rows], labels[rows] = part.points, part.steps, known.labels(part.points)
+    return Flow(x, labels, h)
 
 
 def _pad(a: np.ndarray, size: int) -> np.ndarray:
@@ -236,6 +262,8 @@ def _apart(x: np.ndarray) -> list[int]:
 
 def polish(loss: StochasticLoss, x: np.ndarray, iterations: int = 12) -> np.ndarray:
     """Newton's method from each of `x` (n, d); rows that reach no minimum become NaN."""
+    if loss.dim > DENSE:
+        return np.array([newton_krylov(loss, point) for point in x]).reshape(x.shape)
     out = np.empty_like(x)
     for first in range(0, len(x), POLISHED):
         part = x[first : first + POLISHED]
@@ -246,6 +274,31 @@ def polish(loss: StochasticLoss, x: np.ndarray, iterations: int = 12) -> np.ndar
         ends[~((norms < STATIONARY) & (lowest > FLAT))] = np.nan
         out[first : first + len(part)] = ends
     return out
+
+
+def newton_krylov(loss: StochasticLoss, x: np.ndarray) -> np.ndarray:
+    """Truncated Newton from x (d,) by Hessian-vector products alone; NaN if it ends at no minimum."""
+    from scipy.optimize import minimize
+
+    found = minimize(
+        lambda y: float(_mean(loss)(y)),
+        x,
+        jac=lambda y: np.asarray(_gradient(loss)(y)),
+        hessp=lambda y, v: hessian_operator(loss, y) @ v,
+        method="trust-ncg",
+        options={"gtol": STATIONARY / 2, "maxiter": 200},
+    )
+    end = np.asarray(found.x)
+    # Differences of F drown in rounding before the gradient does: a few steps without looking at F.
+    for _ in range(5):
+        slope = np.asarray(_gradient(loss)(end))
+        if not np.linalg.norm(slope) >= STATIONARY:
+            break
+        end = end - minres(hessian_operator(loss, end), slope, rtol=1e-8)[0]
+    if not np.linalg.norm(np.asarray(_gradient(loss)(end))) < STATIONARY:
+        return np.full_like(x, np.nan)
+    values, _ = _spectrum_ends(loss, end)
+    return end if values[0] > FLAT * values[-1] else np.full_like(x, np.nan)
 
 
 @lru_cache(maxsize=32)
@@ -272,7 +325,7 @@ def _polisher(loss: StochasticLoss, iterations: int) -> Callable[[Array], Any]:
 
 def add_attractor(loss: StochasticLoss, known: Attractors, center: np.ndarray) -> Attractors:
     """`known` and the minimum `center` (d,) with its trust region."""
-    values, vectors = (np.asarray(a) for a in _spectrum(loss)(center))
+    values, vectors = _spectrum_ends(loss, center)
     if values[0] <= FLAT * values[-1]:
         raise InputError(
             "minimum",
@@ -282,11 +335,16 @@ def add_attractor(loss: StochasticLoss, known: Attractors, center: np.ndarray) -
     radius = _radius_of_image(loss, known, center, values)
     if radius is None:
         radius = TRUST_SAFETY * _trust_radius(loss, center, values, vectors)
-    return Attractors(
-        np.concatenate([known.centers, center[None]]),
-        np.concatenate([known.roots, np.eye(loss.dim)[None]]),
-        np.append(known.radii, radius),
-    )
+    return balls(np.concatenate([known.centers, center[None]]), np.append(known.radii, radius))
+
+
+def _spectrum_ends(loss: StochasticLoss, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues (k,), rising, and eigenvectors (d, k) of the Hessian: all of them, or its ends."""
+    if loss.dim <= DENSE:
+        values, vectors = lowest_modes(loss, x, loss.dim)
+        return values, vectors
+    low, high = (extreme_modes(loss, x, 1, which, 1e-6) for which in ("SA", "LA"))
+    return np.concatenate([low[0], high[0]]), np.concatenate([low[1], high[1]], axis=1)
 
 
 def _radius_of_image(
@@ -302,7 +360,7 @@ def _radius_of_image(
         other = known.centers[k]
         losses = [float(_mean(loss)(x)) for x in (center, other)]
         if abs(losses[0] - losses[1]) <= SAME_IMAGE * (1.0 + abs(losses[0])):
-            theirs = np.asarray(_spectrum(loss)(other)[0])
+            theirs = _spectrum_ends(loss, other)[0]
             if np.abs(theirs - values).max() <= SAME_IMAGE * values[-1]:
                 return float(known.radii[k])
     return None
@@ -333,23 +391,26 @@ def _trust_radius(
 def _directions(values: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """Unit vectors (m, d): the Hessian's axes, random ones, and random ones along flat ways."""
     rng = generator(1705_07562, "trust-region")
-    random = rng.standard_normal((TRUST_DIRECTIONS, len(values)))
-    random[::2] /= np.sqrt(values)
+    random = rng.standard_normal((TRUST_DIRECTIONS, len(vectors)))
+    if len(values) == len(vectors):
+        random[::2] /= np.sqrt(values)
+        random = random @ vectors.T
     random /= np.linalg.norm(random, axis=1, keepdims=True)
-    u = np.concatenate([vectors.T, random @ vectors.T])
+    u = np.concatenate([vectors.T, random])
     return np.concatenate([u, -u])
 
 
 @lru_cache(maxsize=32)
 def _descent(loss: StochasticLoss) -> Callable[..., Any]:
     """Whether the distance from a minimum falls everywhere on a shell around it."""
+    dense = loss.dim <= DENSE
 
     def falls(center: Array, u: Array, radius: Array) -> Array:
         def at(v: Array) -> Array:
             """Slope against that of a quadratic F: 1 near the minimum."""
             way = v / jnp.linalg.norm(v)
             slope = jnp.dot(way, loss.gradient(center + radius * way))
-            return slope / (radius * (way @ curvature @ way))
+            return slope / (radius * (way @ curvature @ way)) if dense else slope / radius
 
         def step(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
             v, lowest = state
@@ -357,7 +418,7 @@ def _descent(loss: StochasticLoss) -> Callable[..., Any]:
             move = v - 0.3 * 0.9**k * uphill / (jnp.linalg.norm(uphill) + 1e-300)
             return move / jnp.linalg.norm(move), jnp.minimum(value, lowest)
 
-        curvature = loss.hessian(center)
+        curvature = loss.hessian(center) if dense else None
         values = jax.vmap(at)(u)
         worst = u[jnp.argsort(values)[:TRUST_STARTS]]
         search = jax.vmap(lambda v: jax.lax.fori_loop(0, TRUST_STEPS, step, (v, jnp.inf)))
@@ -367,8 +428,8 @@ def _descent(loss: StochasticLoss) -> Callable[..., Any]:
 
 
 @lru_cache(maxsize=32)
-def _spectrum(loss: StochasticLoss) -> Callable[[Array], Any]:
-    return serial(jax.jit(lambda x: jnp.linalg.eigh(loss.hessian(x))))
+def _gradient(loss: StochasticLoss) -> Callable[[Array], Array]:
+    return serial(jax.jit(loss.gradient))
 
 
 @lru_cache(maxsize=32)

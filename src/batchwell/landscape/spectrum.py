@@ -81,3 +81,44 @@ def _product(loss: StochasticLoss) -> Callable[[Array, Array], Array]:
 def hessian_spectrum(loss: StochasticLoss, x: np.ndarray) -> np.ndarray:
     """All eigenvalues of the Hessian at x (d,), rising; for at most `DENSE` parameters."""
     return np.asarray(_dense(loss)(x)[0])
+
+
+def curvature_and_noise(loss: StochasticLoss, x: np.ndarray) -> dict[str, float]:
+    """Curvature and noise at x (d,), named as in `Minimum`, without a (d, d) matrix.
+
+    d + m Hessian-vector products for m examples, in blocks; eigenvalues by Lanczos.
+    """
+    point = jnp.asarray(x)
+    low, high = (float(extreme_modes(loss, x, 1, which)[0][0]) for which in ("SA", "LA"))
+    block, products = _blocks(loss)
+    trace = square = 0.0
+    for first in range(0, loss.dim, block):
+        rows = np.arange(first, min(first + block, loss.dim))
+        units = np.zeros((block, loss.dim))
+        units[np.arange(len(rows)), rows] = 1.0
+        image = np.asarray(products(point, units))[: len(rows)]
+        trace += float(image[np.arange(len(rows)), rows].sum())
+        square += float(np.sum(image**2))
+    factor = np.asarray(loss.factor(point)).T
+    joint = 0.0
+    for first in range(0, len(factor), block):
+        part = factor[first : first + block]
+        padded = np.concatenate([part, np.zeros((block - len(part), loss.dim))])
+        joint += float(np.sum(part * np.asarray(products(point, padded))[: len(part)]))
+    # |Sigma|_F is that of the smaller of s s^T and s^T s.
+    gram = factor @ factor.T if len(factor) <= loss.dim else factor.T @ factor
+    size = float(np.sqrt(square) * np.linalg.norm(gram))
+    return {
+        "loss": float(loss.mean(point)),
+        "lambda_max": high,
+        "lambda_min": low,
+        "trace": trace,
+        "noise_trace": float(np.sum(factor**2)),
+        "alignment": joint / size if size > 0 else 0.0,
+    }
+
+
+@lru_cache(maxsize=32)
+def _blocks(loss: StochasticLoss) -> tuple[int, Callable[[Array, Array], Array]]:
+    many = jax.vmap(loss.hessian_vector, in_axes=(None, 0))
+    return 64, serial(jax.jit(many))

@@ -8,7 +8,7 @@ What disagrees with jumps that were counted is left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from .._jax import jax, jnp
 from ..action import FixedPoint, hamiltonian, instantons
-from ..domain import half_space
+from ..domain import Domain, half_space
 from ..dynamics import SGD, diffusion_approximation
 from ..ensemble import advance, start
 from ..errors import InputError, RunError, one_of
@@ -32,6 +32,7 @@ SHARP_ERROR, ACTION_ERROR = 0.15, 1.0
 RARE = 3.0  # V / eps from which formulas are used
 DISAGREE = 2.5  # joint standard errors
 BEYOND = 0.02  # how far past a saddle splitting ends, in lengths minimum-saddle
+STRAYED = 0.05  # share of paths around a minimum found elsewhere from which splitting is silent
 COMMIT = 4.0  # times of growth at the saddle after which what crossed has made up its mind
 RARE_METHODS = ("formula", "splitting")
 
@@ -82,8 +83,9 @@ def saddle_evidence(
 
     "formula": Eyring-Kramers' law of the chain for isotropic Gaussian noise; else the least action
     of SGD itself with the prefactor of its diffusion, trusted to a factor e. Where V / eps is
-    below 3 nothing is said. "splitting": multilevel splitting of simulated paths up to the
-    saddle's plane, whose ends are quenched; `options` are its particles, replicas and seed.
+    below 3 nothing is said. "splitting": multilevel splitting of simulated paths up to planes
+    through all saddles around each minimum, whose ends are quenched; `options` are its particles,
+    replicas and seed. It says nothing where exits are frequent or a way out is not known.
 
     Raises
     ------
@@ -91,20 +93,13 @@ def saddle_evidence(
         An unknown method; with splitting momentum or reshuffled epochs.
     """
     one_of("method", method, RARE_METHODS)
-    if method == "splitting" and (sgd.momentum or sgd.sampling == "reshuffle"):
-        raise InputError("method", method, "needs SGD without momentum or reshuffled epochs")
+    if method == "splitting":
+        return _all_by_splitting(sgd, landscape, saddles, batch_sizes, options)
     out: list[Evidence] = []
     for saddle in saddles:
-        if not saddle.joins:
-            continue
-        for side in (0, 1):
-            if method == "formula":
+        if saddle.joins:
+            for side in (0, 1):
                 out += _by_formula(sgd, saddle, side, batch_sizes, options)
-            else:
-                states = StateMap(landscape)
-                for b in batch_sizes:
-                    chain = replace(sgd, batch_size=b)
-                    out += _by_splitting(chain, saddle, side, states, options)
     return _summed(out)
 
 
@@ -188,49 +183,116 @@ class _Rule:
 
 
 # -- splitting ---------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class _Walls:
+    """Planes through the saddles around a minimum, across their unstable directions.
+
+    `normals` (k, d) point outwards, `lengths` (k,) are distances from the minimum, `growth` the
+    slowest rate at which what passed a saddle leaves it.
+    """
+
+    minimum: np.ndarray
+    normals: np.ndarray
+    lengths: np.ndarray
+    growth: float
+
+    @property
+    def score(self) -> Callable[[Any], Any]:
+        """1 on the first wall."""
+        n, c = jnp.asarray(self.normals / self.lengths[:, None]), jnp.asarray(self.minimum)
+        return lambda x: jnp.max(n @ (x - c))
+
+    @property
+    def domain(self) -> Domain:
+        """Inside all walls, and a little beyond."""
+        score = self.score
+        return Domain("walls", len(self.minimum), lambda x: score(x) - (1 + BEYOND))
+
+
+def _walls(landscape: Landscape, saddles: Sequence[Saddle], state: int) -> _Walls | None:
+    """Walls around the minimum of `state`: each saddle as its image closest to it."""
+    loss, home = landscape.loss, landscape.minima[state].x
+    hessian = jax.jit(loss.hessian)
+    normals, lengths, growth = [], [], []
+    for saddle in saddles:
+        for side in np.flatnonzero(np.array(saddle.ends) == state):
+            x = landscape.symmetry.align(saddle.x, home)
+            away = float(np.linalg.norm(saddle.x - saddle.end_points[side]))
+            if abs(float(np.linalg.norm(x - home)) - away) > 1e-5 * (1 + away):
+                continue  # the closest image is not the one that this minimum touches
+            values, vectors = np.linalg.eigh(np.asarray(hessian(jnp.asarray(x))))
+            normal = vectors[:, 0] * np.sign((x - home) @ vectors[:, 0])
+            normals.append(normal)
+            lengths.append(float((x - home) @ normal))
+            growth.append(-float(values[0]))
+    if not normals or min(lengths) <= 0 or min(growth) <= 0:
+        return None
+    return _Walls(home, np.array(normals), np.array(lengths), min(growth))
+
+
+def _all_by_splitting(
+    sgd: SGD,
+    landscape: Landscape,
+    saddles: Sequence[Saddle],
+    batch_sizes: Sequence[int],
+    options: dict[str, Any],
+) -> list[Evidence]:
+    if sgd.momentum or sgd.sampling == "reshuffle":
+        raise InputError("method", "splitting", "needs SGD without momentum or reshuffled epochs")
+    states, out = StateMap(landscape), []
+    for state in sorted({i for s in saddles for i in s.ends if i >= 0}):
+        walls = _walls(landscape, saddles, state)
+        for b in batch_sizes if walls is not None else ():
+            assert walls is not None
+            try:
+                out += _by_splitting(replace(sgd, batch_size=b), walls, state, states, **options)
+            except RunError:  # stuck, or no departures: nothing is said
+                continue
+    return out
+
+
 def _by_splitting(
-    sgd: SGD, saddle: Saddle, side: int, states: StateMap, options: dict[str, Any]
-) -> Iterator[Evidence]:
-    """Jumps over the plane through the saddle, across its unstable direction.
+    sgd: SGD,
+    walls: _Walls,
+    source: int,
+    states: StateMap,
+    particles: int = 256,
+    replicas: int = 8,
+    seed: int = 0,
+) -> list[Evidence]:
+    """Jumps over the walls around a minimum.
 
     What crossed runs on until it has left the saddle, then is quenched: what is then back where it
-    came from has not jumped.
+    came from has not jumped. Nothing is said where paths around the minimum were found elsewhere:
+    there are ways out that no wall closes, or exits are too frequent for splitting.
     """
-    minimum, source = saddle.end_points[side], saddle.ends[side]
-    ahead = saddle.direction * np.sign((saddle.x - minimum) @ saddle.direction)
-    length = float((saddle.x - minimum) @ ahead)
-    beyond = float(saddle.x @ ahead) + BEYOND * length
-    outside, along = half_space(ahead, beyond), jnp.asarray(ahead)
-    particles, replicas = options.get("particles", 256), options.get("replicas", 8)
-    found = crossings(
-        sgd,
-        minimum,
-        outside,
-        lambda x: jnp.dot(x - minimum, along) / length,
-        particles,
-        replicas,
-        options.get("seed", 0),
-    )
-    settle = math.ceil(COMMIT / (sgd.learning_rate * abs(float(saddle.eigenvalues[0]))))
-    rates = []
+    found = crossings(sgd, walls.minimum, walls.domain, walls.score, particles, replicas, seed)
+    settle = math.ceil(COMMIT / (sgd.learning_rate * walls.growth))
+    rates, strayed = [], []
     for k, crossing in enumerate(found):
+        strayed.append(float(np.mean(states(crossing.departed) != source)))
         landed = np.empty(0, dtype=int)
         if len(crossing.points):
-            count, seed = len(crossing.points), options.get("seed", 0)
-            over = start(sgd, crossing.points, count, seed, f"splitting/commit/{k}")
+            over = start(sgd, crossing.points, len(crossing.points), seed, f"splitting/commit/{k}")
             landed = states(advance(sgd, over, settle).x)
         counts = np.bincount(landed, minlength=len(states.landscape.minima) + 1)
         rates.append(crossing.rate * counts / max(len(landed), 1))
+    if np.mean(strayed) > STRAYED:
+        return []
     table = np.array(rates)
     mean, spread = table.mean(axis=0), table.std(axis=0, ddof=1) / math.sqrt(replicas)
-    for target in np.flatnonzero(mean > 0):
-        if target == source:
-            continue
-        error = max(float(spread[target] / mean[target]), 0.02)
-        name = f"splitting over {saddle.label}"
-        yield Evidence(
-            source, int(target), sgd.batch_size, float(np.log(mean[target])), error, name
+    mean[source] = 0.0
+    return [
+        Evidence(
+            source,
+            int(j),
+            sgd.batch_size,
+            float(np.log(mean[j])),
+            max(float(spread[j] / mean[j]), 0.02),
+            "multilevel splitting",
         )
+        for j in np.flatnonzero(mean > 0)
+    ]
 
 
 # -- weighing ----------------------------------------------------------------------------------

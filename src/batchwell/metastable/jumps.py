@@ -28,7 +28,7 @@ LONGER = 4  # factor between the lags of two rounds
 LEAST, MOST = 1e-15, 1.0  # rates per step
 VAGUE = 1.2  # inferred jumps per departure seen from which information is looked at
 LEAST_KNOWN = 0.05  # jumps
-FINE = 16  # looks per stay of the paths that are only tested for memory
+FINE = 10  # looks per stay of the paths that are only tested for memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,11 +184,11 @@ class _Watch:
 
     def exits(self, stays: np.ndarray, paths: int, horizon: int) -> np.ndarray:
         """First exits, looked at `FINE` times per stay, from states that are left at all."""
-        fine = np.maximum(LONGER ** np.round(np.log(stays / FINE) / np.log(LONGER)), 1)
+        fine = np.maximum(2.0 ** np.floor(np.log2(stays / FINE)), 1)
         rows = [np.empty((0, 4))]
         for lag in np.unique(fine[stays < horizon]).astype(int):
             due = np.flatnonzero((fine == lag) & (stays < horizon))
-            seen = self.until_left(np.repeat(due, paths), int(lag), f"/fine-{lag}", 3 * FINE)
+            seen = self.until_left(np.repeat(due, paths), int(lag), f"/fine-{lag}", 2 * FINE)
             rows.append(_first_exits(seen, int(lag)))
         return np.concatenate(rows)
 

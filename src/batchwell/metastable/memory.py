@@ -12,7 +12,7 @@ from ..estimate import Estimate, ratio_of_means, share
 from .exponential import exponential
 from .jumps import JumpCounts
 
-ENOUGH = 30  # exits for a test of exponential times
+ENOUGH = 8  # exits, or windows, for a test
 LAGS = 4
 
 
@@ -56,7 +56,7 @@ class MemoryCheck:
 
 
 def memory_checks(counts: Sequence[JumpCounts]) -> list[MemoryCheck]:
-    """Test every state with at least 30 first exits, at every batch size."""
+    """Test every state with at least 8 first exits, at every batch size."""
     return [row for one in counts for row in _checks(one)]
 
 

@@ -221,7 +221,9 @@ def rates_from_counts(
         fit = fit_rates(full[0], full[1], inverse, edges, draws, seed)
     checks = memory_checks(counts)
     held = np.flatnonzero(merged.sum(axis=(0, 2)) < FEW)
-    notes = (memory_note(checks), *_held_note([labels[i] for i in held]), *lost)
+    visited = steps.sum(axis=0) > 0
+    named = [labels[i] for i in held if visited[i]]
+    notes = (memory_note(checks), *_held_note(named), *lost)
     network = _network(landscape, labels, sgd, sizes, nodes, edges, fit, notes)
     return TransitionRates(
         network,

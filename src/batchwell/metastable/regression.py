@@ -105,7 +105,7 @@ def fit_rates(
         columns = np.flatnonzero(edges[:, 0] == i)
         out[:, columns] = (s.design @ mode).reshape(n, -1)
         some = _sample(s, spreads, kernel, mode, root, draws, generator(seed, "rates", int(i)))
-        drawn[:, :, columns] = (some @ s.design.T).reshape(draws, n, -1)
+        drawn[:, :, columns] = (some @ s.design.T).reshape(draws, n, len(columns))
     return RateFit(edges, np.minimum(out, 0.0), np.minimum(drawn, 0.0), spreads)
 
 

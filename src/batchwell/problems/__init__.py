@@ -18,7 +18,7 @@ from .analytic import (
     tilted_well,
 )
 from .base import KnownAnswer, Problem
-from .real import breast_cancer_logistic, breast_cancer_network
+from .real import breast_cancer_logistic, breast_cancer_network, digits_network
 from .surfaces import himmelblau, mueller_brown, product_wells, two_basins
 
 __all__ = ["PROBLEMS", "KnownAnswer", "Problem", "problem"]
@@ -36,6 +36,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "product-wells": product_wells,
     "breast-cancer-logistic": breast_cancer_logistic,
     "breast-cancer-network": breast_cancer_network,
+    "digits-network": digits_network,
 }
 
 

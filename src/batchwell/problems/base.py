@@ -64,6 +64,8 @@ class Problem:
         Known answers.
     settings
         Defaults of a study of this problem (keys of `settings.StudySettings`).
+    tests
+        Held-out scores of a minimum, by name: losses whose mean counts, smaller is better.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Problem:
     start_scale: float = 1.0
     known: tuple[KnownAnswer, ...] = field(default=(), repr=False)
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    tests: Mapping[str, StochasticLoss] = field(default_factory=dict, repr=False)
 
     @property
     def loss(self) -> StochasticLoss:

@@ -82,6 +82,82 @@ def breast_cancer_network() -> Problem:
     )
 
 
+DIGITS_INPUTS, DIGITS_ROWS = 6, 150
+
+
+def _digits_score(w: Array, inputs: Array) -> Array:
+    """Score of the digits network: hidden weights (4, 6), biases (4), output weights (4), bias."""
+    count = DIGITS_INPUTS * HIDDEN
+    weights = w[:count].reshape(HIDDEN, DIGITS_INPUTS)
+    bias, out = w[count : count + HIDDEN], w[count + HIDDEN : count + 2 * HIDDEN]
+    return jnp.dot(out, jnp.tanh(weights @ inputs + bias)) + w[count + 2 * HIDDEN]
+
+
+def digits_loss(w: Array, z: tuple[Array, Array]) -> Array:
+    """Logistic loss of a network of 4 tanh units on 6 inputs, with weight decay; w (33,)."""
+    return jax.nn.softplus(-z[1] * _digits_score(w, z[0])) + 0.5 * DECAY * jnp.dot(w, w)
+
+
+@lru_cache(maxsize=1)
+def digits_data() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """(training, test): six components of the digits, scaled by the training rows; odd is +1.
+
+    150 training rows with 15 % of labels flipped; the other 1647 rows, as they are, for tests.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.decomposition import PCA
+
+    pixels, digit = load_digits(return_X_y=True)
+    labels = np.where(digit % 2 == 1, 1.0, -1.0)
+    rng = generator(0, "digits-network")
+    order = rng.permutation(len(labels))
+    train, test = order[:DIGITS_ROWS], order[DIGITS_ROWS:]
+    reduce = PCA(DIGITS_INPUTS, whiten=True, svd_solver="full").fit(pixels[train])
+    flip = np.where(rng.random(DIGITS_ROWS) < FLIPPED, -1.0, 1.0)
+    return (
+        (reduce.transform(pixels[train]), labels[train] * flip),
+        (reduce.transform(pixels[test]), labels[test]),
+    )
+
+
+def digits_network() -> Problem:
+    """A small network with held-out examples: does flat generalise better?"""
+    train, test = digits_data()
+    count, dim = DIGITS_INPUTS, DIGITS_INPUTS * HIDDEN + 2 * HIDDEN + 1
+    units = [
+        [*range(count * j, count * (j + 1)), count * HIDDEN + j, (count + 1) * HIDDEN + j]
+        for j in range(HIDDEN)
+    ]
+    return Problem(
+        "digits-network",
+        "a small tanh network (33 weights), even or odd digits, with 1647 held-out examples",
+        finite_sum(digits_loss, train, dim, "digits-network"),
+        (0.0,) * dim,
+        symmetry=hidden_units(units),
+        start_scale=0.3,
+        settings={
+            "starts": 64,
+            "learning_rates": [0.5],
+            "batch_sizes": [1, 2, 4, 8, 16, 32],
+            "paths": 24,
+            "horizon": 10_000,
+            "examples": 20_000,
+            "final_paths": 48,
+        },
+        tests={
+            "test loss": finite_sum(
+                lambda w, z: jax.nn.softplus(-z[1] * _digits_score(w, z[0])), test, dim, "test loss"
+            ),
+            "test error": finite_sum(
+                lambda w, z: jnp.where(z[1] * _digits_score(w, z[0]) > 0, 0.0, 1.0),
+                test,
+                dim,
+                "test error",
+            ),
+        },
+    )
+
+
 def logistic_data(components: int) -> tuple[np.ndarray, np.ndarray]:
     """All 569 rows: `components` whitened principal components and a constant 1; labels -1, +1."""
     features, labels = _breast_cancer(components)

@@ -62,10 +62,12 @@ def _plot(plot: Plot) -> list[Markup]:
     y = scale(plot.y, HEIGHT - BOTTOM, TOP)
     parts = [*_grid(plot, x, y), *_posts(plot, x), *_rules(plot, y)]
     places = []
-    for k, curve in enumerate(plot.curves):
+    dotted = [curve for curve in plot.curves if curve.dots]
+    for curve in plot.curves:
         # Curves over batch sizes share their x exactly; side by side their intervals stay apart.
-        apart = plot.dodge and not plot.posts
-        shift = DODGE * (k - (len(plot.curves) - 1) / 2) if apart else 0.0
+        # Lines without dots have no intervals, and stay where they are.
+        apart = plot.dodge and curve.dots and not plot.posts
+        shift = DODGE * (dotted.index(curve) - (len(dotted) - 1) / 2) if apart else 0.0
         parts.append(_curve(curve, _shifted(x, shift), y))
         places.append((_last_height(curve, y), curve))
     return [*parts, *_labels(places)]

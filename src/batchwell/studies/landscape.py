@@ -22,7 +22,8 @@ from .. import __version__, runs
 from ..dynamics import SGD
 from ..ensemble import advance, start
 from ..errors import positive, require, whole
-from ..landscape import Landscape, Saddle, survey
+from ..landscape import Landscape, Saddle, generalisation, survey
+from ..landscape.generalisation import FEWEST
 from ..loss import StochasticLoss, check_at
 from ..metastable import (
     JumpCounts,
@@ -35,6 +36,7 @@ from ..metastable import (
     rates_from_counts,
 )
 from ..metastable.states import StateMap
+from ..problems import PROBLEMS
 from ..progress import tracked
 from ..report import document
 from ..report.landscape import LandscapeResult, MeasuredRun, answer, page
@@ -80,6 +82,7 @@ class _Plan:
     paths: int
     horizon: int
     seed: int
+    tests: Mapping[str, StochasticLoss]
 
     def sgd(self, batch_size: int) -> SGD:
         return SGD(self.subject.loss, self.learning_rate, batch_size)
@@ -206,6 +209,7 @@ def _plan(
         whole("paths", paths, 2),
         whole("horizon", settings.horizon if horizon is None else horizon, 64),
         whole("seed", seed, 0),
+        PROBLEMS[subject.name]().tests if settings.problem == subject.name else {},
     )
 
 
@@ -218,6 +222,8 @@ def _carry_out(
     try:
         scape, saddles, crossings = _survey(plan, run, quiet)
         result = replace(result, landscape=scape, saddles=saddles, crossings=crossings)
+        if plan.tests and len(scape.minima) >= FEWEST:
+            result = replace(result, generalisation=generalisation(scape, plan.tests))
         rates = _rates(plan, run, scape, quiet)
         result = replace(result, rates=rates)
         found = optimal_schedule(rates.network, plan.budget)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..landscape import UNDECIDED, Attractors, Landscape, Minimum, Saddle, Survey, letters, shapes
+from ..landscape import UNDECIDED, Landscape, Minimum, Saddle, Survey, letters, shapes
+from ..landscape.quench import balls
 from ..loss import StochasticLoss
 from ..metastable import JumpCounts, Looks
 from ..runs import RunDirectory
@@ -52,7 +53,7 @@ def read_survey(
 ) -> tuple[Landscape, tuple[Saddle, ...], dict[tuple[int, int], int]]:
     """The landscape, its saddles, and how often SGD passed between which minima."""
     x = arrays["x"]
-    known = Attractors(x, np.tile(np.eye(loss.dim), (len(x), 1, 1)), arrays["radii"])
+    known = balls(x, arrays["radii"])
     rows = shapes(loss, x)
     minima = tuple(
         Minimum(

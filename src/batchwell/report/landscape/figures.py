@@ -26,6 +26,7 @@ from ..drawing import (
     Plot,
     batch_axis,
     estimate_mark,
+    linear_axis,
     linear_ticks,
     log_axis,
     log_ticks,
@@ -35,6 +36,7 @@ from .pictures import graph_picture, tree_picture
 from .reading import LandscapeResult, MeasuredRun, quarters, set_share
 
 GRID = 25  # points of a predicted line
+SEEN = 0.005  # share from which a set of states gets a curve
 KEPT = 0.95  # of the best share that a larger batch must keep
 
 
@@ -155,10 +157,10 @@ def occupation_figure(result: LandscapeResult) -> Figure | None:
             (sharp, "sharp", "second"),
             (elsewhere, "other", "other"),
         ):
-            drawn = run.predicted(network, members)
-            # "other" begins empty: no schedule starts in a basin that is not listed.
+            drawn, found = run.predicted(network, members), run.measured(members)
+            if max(drawn[0].max(), *(v.value for v in found)) < SEEN:
+                continue
             curves.append(line(name, style, run.examples.tolist(), drawn[0].tolist()))
-            found = run.measured(members)
             where = f"{name}, {run.schedule.name}, examples"
             curves.append(points(style, run.examples.tolist(), found, where))
         plots.append(Plot(_schedule_title(run), _examples_axis(result.budget), share_axis(),
@@ -304,3 +306,28 @@ def _long_run(
         y.append(sum(law[name].value for name, own in zip(network.labels, members, strict=True)
                      if own))  # fmt: skip
     return x, y
+
+
+def generalisation_figure(result: LandscapeResult) -> Figure:
+    """Held-out scores of the minima against their sharpness."""
+    found = result.generalisation
+    assert found is not None
+    x = found.values["lambda_max"].tolist()
+    across = log_axis("λmax", x)
+    plots = []
+    for name, scores in found.scores.items():
+        marks = tuple(
+            Mark(a, b, b, b, "value", f"{label}: λmax {wording.number(a)}, {name} "
+                 f"{wording.number(b)}")
+            for label, a, b in zip(found.labels, x, scores.tolist(), strict=True)
+        )  # fmt: skip
+        y = linear_axis(f"{name}", scores.tolist())
+        plots.append(Plot(name.capitalize(), across, y, (Curve("", "first", marks, False),)))
+    return Figure(
+        "generalisation",
+        "Held-out scores of the minima, by sharpness",
+        "Each point is a minimum that the search found: its largest Hessian eigenvalue, and what "
+        "it scores on examples that were not trained on (lower is better).",
+        "; ".join(found.verdict(name) for name in found.scores),
+        (("", tuple(plots)),),
+    )

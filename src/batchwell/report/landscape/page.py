@@ -94,6 +94,7 @@ def _sections(result: LandscapeResult) -> list[Section]:
         _stay_section(result),
         _graph_section(result),
         _tree_section(result),
+        *_generalisation_section(result),
         _settings_section(result),
     ]
 
@@ -163,7 +164,11 @@ def _share_section(result: LandscapeResult) -> Section:
     key, title = "shares", "Flat against sharp, by batch size"
     if result.plan is None:
         return Section(key, title, absent=ABSENT)
-    return Section(key, title, "", ("keskar", "dinh"), figures.share_figure(result))
+    lead = (
+        "A small batch leaves sharp basins sooner; whether it then stays in flat ones is another "
+        "question, and depends on how noise lies to the ways out."
+    )
+    return Section(key, title, lead, ("keskar", "dinh"), figures.share_figure(result))
 
 
 def _explorer_section(result: LandscapeResult) -> Section:
@@ -277,6 +282,38 @@ def _tree_section(result: LandscapeResult) -> Section:
         figures.tree_figure(result),
         long_tables=tables,
     )
+
+
+def _generalisation_section(result: LandscapeResult) -> list[Section]:
+    found = result.generalisation
+    if found is None:
+        return []
+    senses = {"lambda_max": "λmax", "trace": "trace", "loss": "training loss"}
+    rows = tuple(
+        (
+            senses[value],
+            score,
+            f"{wording.number(e.value, 2)} {wording.span(*e.interval, 2)}",
+        )
+        for (value, score), e in found.correlations.items()
+    )
+    table = Table(
+        f"Spearman's rank correlation over {len(found.labels)} minima, bootstrap interval",
+        ("of", "with", "correlation"),
+        rows,
+        2,
+    )
+    lead = wording.sentence("; ".join(found.verdict(name) for name in found.scores)) + "."
+    return [
+        Section(
+            "generalisation",
+            "Does flat generalise better?",
+            lead,
+            ("keskar", "dinh"),
+            figures.generalisation_figure(result),
+            tables=(table,),
+        )
+    ]
 
 
 def _settings_section(result: LandscapeResult) -> Section:

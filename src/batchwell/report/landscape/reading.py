@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 
 from ...estimate import Estimate, share
-from ...landscape import DisconnectivityTree, Landscape, Saddle, disconnectivity_tree
+from ...landscape import (
+    DisconnectivityTree,
+    Generalisation,
+    Landscape,
+    Saddle,
+    disconnectivity_tree,
+)
 from ...metastable import MarkovNetwork, Schedule, SchedulePlan, Stage, TransitionRates
 from ...metastable.network import laws_over
 from ...metastable.verify import WORTH
@@ -64,6 +70,8 @@ class LandscapeResult:
         Examples that a schedule may use.
     landscape, saddles, crossings
         Minima, passes, and how often SGD passed between which two minima.
+    generalisation
+        Scores of the minima on held-out examples; None if the problem has none.
     rates, plan, runs
         Rates between basins, the schedules that they recommend, and SGD under them.
     """
@@ -75,6 +83,7 @@ class LandscapeResult:
     landscape: Landscape | None = None
     saddles: tuple[Saddle, ...] = ()
     crossings: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    generalisation: Generalisation | None = None
     rates: TransitionRates | None = None
     plan: SchedulePlan | None = None
     runs: tuple[MeasuredRun, ...] = ()

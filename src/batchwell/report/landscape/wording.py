@@ -17,7 +17,13 @@ def answer(result: LandscapeResult) -> str:
     """
     if result.landscape is None:
         return "This study is not finished, and there is no answer yet."
-    parts = [*_schedule(result), _landscape(result), *_stays(result), *_trust(result)]
+    parts = [
+        *_schedule(result),
+        _landscape(result),
+        *_stays(result),
+        *_generalisation(result),
+        *_trust(result),
+    ]
     return "\n\n".join(parts)
 
 
@@ -103,6 +109,15 @@ def _stays(result: LandscapeResult) -> list[str]:
         f"{stay(flat, large)} at B = {large}; in the sharpest ({sharp}) {stay(sharp, small)} and "
         f"{stay(sharp, large)}."
     ]
+
+
+def _generalisation(result: LandscapeResult) -> list[str]:
+    found = result.generalisation
+    if found is None:
+        return []
+    names = list(found.scores)
+    verdicts = wording.listing(found.verdict(name) for name in names)
+    return [f"Held out: {verdicts}, over {len(found.labels)} minima."]
 
 
 def _trust(result: LandscapeResult) -> list[str]:
