@@ -17,9 +17,10 @@ from batchwell import (
     finite_sum,
     sublevel,
 )
-from batchwell.ensemble import advance, first_exits, fused, observe, options, start
+from batchwell.ensemble import advance, first_exits, fused, loop_dot, observe, options, start
 from batchwell.ensemble.kernels import ARGS
 from batchwell.ensemble.loop_arrays import Known, Loops
+from batchwell.ensemble.mapped import mapped
 from batchwell.ensemble.vector import Code
 from batchwell.errors import InputError
 
@@ -163,6 +164,23 @@ def test_a_kernel_that_needs_more_memory_than_there_is_is_refused(monkeypatch):
     many = additive(lambda x: jnp.sum(x**4) / 4, dim=2000, scale=0.31)
     with pytest.raises(InputError, match="of free memory; use precision='float32'"):
         fused.Advancer(fused.engine_of(SGD(many, 0.1), loops=True), 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 1), (3, 40, 1), (9, 17, 1), (33, 5, 7), (2, 3, 11)])
+def test_products_have_the_same_bits_on_narrow_processors(shape, monkeypatch):
+    rows, depth, columns = shape
+    left = jnp.asarray(np.random.default_rng(1).standard_normal((rows, depth)))
+
+    def product(x):
+        return (left @ jnp.outer(x, jnp.linspace(0.3, 2.0, columns))).ravel()
+
+    points = np.random.default_rng(2).standard_normal((9, depth))
+    results = []
+    for wide in (True, False):
+        monkeypatch.setattr(loop_dot, "wide_registers", lambda wide=wide: wide)
+        results.append(mapped(product, depth, loops=True)(points))
+    np.testing.assert_array_equal(*results)
+    np.testing.assert_allclose(results[0], np.asarray(jax.vmap(product)(points)), rtol=1e-12)
 
 
 def test_room_is_used_again():
