@@ -101,14 +101,17 @@ def test_a_thousand_parameters_with_additive_noise():
 
 
 def test_exits_and_moments_of_a_network():
-    process, rough = PROCESSES["B=13"], SGD(BIG, 2.0, 1)
-    rim = float(BIG.mean(START)) + 0.02
-    for sgd, domain in ((process, ball(START, 0.35)), (rough, sublevel(BIG.mean, rim, BIG.dim))):
-        a, b = (first_exits(sgd, START, domain, 12, 20, seed=3, engine=e) for e in ("fused", "xla"))
+    loss = network(20, 24, 16, 4)
+    begin = START[: loss.dim]
+    process, rough = SGD(loss, 0.3, 13), SGD(loss, 2.0, 1)
+    assert fused.engine_of(process).recipe.loops
+    rim = float(loss.mean(begin)) + 0.02
+    for sgd, domain in ((process, ball(begin, 0.35)), (rough, sublevel(loss.mean, rim, loss.dim))):
+        a, b = (first_exits(sgd, begin, domain, 12, 20, seed=3, engine=e) for e in ("fused", "xla"))
         np.testing.assert_array_equal(a.steps, b.steps)
         np.testing.assert_allclose(a.points, b.points, rtol=1e-9, atol=1e-11)
         assert a.observed.any()
-    state = start(process, START, 10, seed=2)
+    state = start(process, begin, 10, seed=2)
     a, b = (
         observe(process, state, 6, every=2, bins=(-1, 1, 4), engine=e) for e in ("fused", "xla")
     )
