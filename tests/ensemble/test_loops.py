@@ -17,9 +17,10 @@ from batchwell import (
     finite_sum,
     sublevel,
 )
-from batchwell.ensemble import advance, first_exits, fused, observe, options, start
+from batchwell.ensemble import advance, first_exits, fused, loop_dot, observe, options, start
 from batchwell.ensemble.kernels import ARGS
 from batchwell.ensemble.loop_arrays import Known, Loops
+from batchwell.ensemble.mapped import mapped
 from batchwell.ensemble.vector import Code
 from batchwell.errors import InputError
 
@@ -100,14 +101,17 @@ def test_a_thousand_parameters_with_additive_noise():
 
 
 def test_exits_and_moments_of_a_network():
-    process, rough = PROCESSES["B=13"], SGD(BIG, 2.0, 1)
-    rim = float(BIG.mean(START)) + 0.02
-    for sgd, domain in ((process, ball(START, 0.35)), (rough, sublevel(BIG.mean, rim, BIG.dim))):
-        a, b = (first_exits(sgd, START, domain, 12, 20, seed=3, engine=e) for e in ("fused", "xla"))
+    loss = network(20, 24, 16, 4)
+    begin = START[: loss.dim]
+    process, rough = SGD(loss, 0.3, 13), SGD(loss, 2.0, 1)
+    assert fused.engine_of(process).recipe.loops
+    rim = float(loss.mean(begin)) + 0.02
+    for sgd, domain in ((process, ball(begin, 0.35)), (rough, sublevel(loss.mean, rim, loss.dim))):
+        a, b = (first_exits(sgd, begin, domain, 12, 20, seed=3, engine=e) for e in ("fused", "xla"))
         np.testing.assert_array_equal(a.steps, b.steps)
         np.testing.assert_allclose(a.points, b.points, rtol=1e-9, atol=1e-11)
         assert a.observed.any()
-    state = start(process, START, 10, seed=2)
+    state = start(process, begin, 10, seed=2)
     a, b = (
         observe(process, state, 6, every=2, bins=(-1, 1, 4), engine=e) for e in ("fused", "xla")
     )
@@ -163,6 +167,23 @@ def test_a_kernel_that_needs_more_memory_than_there_is_is_refused(monkeypatch):
     many = additive(lambda x: jnp.sum(x**4) / 4, dim=2000, scale=0.31)
     with pytest.raises(InputError, match="of free memory; use precision='float32'"):
         fused.Advancer(fused.engine_of(SGD(many, 0.1), loops=True), 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 1), (3, 40, 1), (9, 17, 1), (33, 5, 7), (2, 3, 11)])
+def test_products_have_the_same_bits_on_narrow_processors(shape, monkeypatch):
+    rows, depth, columns = shape
+    left = jnp.asarray(np.random.default_rng(1).standard_normal((rows, depth)))
+
+    def product(x):
+        return (left @ jnp.outer(x, jnp.linspace(0.3, 2.0, columns))).ravel()
+
+    points = np.random.default_rng(2).standard_normal((9, depth))
+    results = []
+    for wide in (True, False):
+        monkeypatch.setattr(loop_dot, "wide_registers", lambda wide=wide: wide)
+        results.append(mapped(product, depth, loops=True)(points))
+    np.testing.assert_array_equal(*results)
+    np.testing.assert_allclose(results[0], np.asarray(jax.vmap(product)(points)), rtol=1e-12)
 
 
 def test_room_is_used_again():

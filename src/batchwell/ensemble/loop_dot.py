@@ -124,10 +124,15 @@ def _strides(places: np.ndarray) -> tuple[int, int, int] | None:
 
 
 def _block(rows: int, columns: int) -> tuple[int, int]:
-    """Sums that are kept in registers at a time."""
-    room = 16 if wide_registers() else 4
-    height = min(rows, room // 2)
-    return height, min(columns, room // height)
+    """Sums that are kept in registers at a time; no effect on their bits."""
+    room = 16 if wide_registers() else 6
+    height = _even(rows, min(rows, room // 2))
+    return height, _even(columns, min(columns, room // height))
+
+
+def _even(count: int, block: int) -> int:
+    """As many blocks as of this size, but of sizes as equal as can be."""
+    return -(-count // -(-count // block))
 
 
 def contract(
@@ -137,13 +142,14 @@ def contract(
     c = w.code
     batch, rows, columns, depth = sizes
     height, width = _block(rows, columns)
+    apart = APART if rows * columns < APART and depth >= 2 * APART else 1
     with c.loop(c.i64(batch)) as b:
         for i0, tall, down in _spans(rows, height):
             for j0, broad, across in _spans(columns, width):
                 with ExitStack() as stack:
                     i = _counter(w, stack, i0, down, tall)
                     j = _counter(w, stack, j0, across, broad)
-                    sums = _sums(w, x, y, (b, i, j), (tall, broad, depth))
+                    sums = _sums(w, x, y, (b, i, j), (tall, broad, depth), apart)
                     base = _place(w, [(b, out.batch), (i, out.row), (j, out.depth)], out.first)
                     for p, q in np.ndindex(tall, broad):
                         place = c.add(base, c.i64(p * out.row + q * out.depth))
@@ -176,12 +182,16 @@ def _place(w: Loops, terms: Sequence[tuple[Val, int]], first: int = 0) -> Val:
 
 
 def _sums(
-    w: Loops, x: Operand, y: Operand, at: tuple[Val, Val, Val], sizes: tuple[int, int, int]
+    w: Loops,
+    x: Operand,
+    y: Operand,
+    at: tuple[Val, Val, Val],
+    sizes: tuple[int, int, int],
+    apart: int,
 ) -> list[list[Val]]:
-    """A block of sums over k; several partial sums each where the block is small."""
+    """A block of sums over k, each in `apart` partial sums."""
     c = w.code
     (b, i, j), (tall, broad, depth) = at, sizes
-    apart = APART if tall * broad < APART and depth >= 2 * APART else 1
     zero = c.const(0.0, w.kind)
     sums = [
         [[c.var(w.kind, value=zero) for _ in range(broad)] for _ in range(tall)]
