@@ -248,7 +248,7 @@ def test_same_temperature_same_time():
 
 
 def test_refusals():
-    one = finite_sum(lambda x, z: 0.5 * (z @ x) ** 2, np.array([[1.0, 0.0], [2.0, 0.0]]), 2)
+    one = finite_sum(lambda x, z: 0.5 * (z @ x) ** 2, np.array([[1.0, 1.0], [2.0, 2.0]]), 2)
     flow = diffusion_approximation(SGD(one, 0.1))
     with pytest.raises(InputError, match="singular"):
         generator(flow, ((-1, -1), (1, 1)), nodes=16)

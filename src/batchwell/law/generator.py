@@ -22,7 +22,7 @@ from scipy.spatial import cKDTree
 
 from ..domain import Domain
 from ..dynamics import Diffusion
-from ..errors import one_of, require, whole
+from ..errors import InputError, one_of, require, whole
 from .fields import evaluate
 from .interval import Place, interval
 from .memory import check_bytes
@@ -135,8 +135,9 @@ def generator(
     Raises
     ------
     InputError
-        More than 3 dimensions, a tensor that is singular inside the domain (says where), a grid
-        that would not fit into memory, or an end that nothing confines.
+        More than 3 dimensions, a tensor that is singular across the axes (says where; along an
+        axis without noise drift is followed upwind, to first order), a grid that would not fit
+        into memory, or an end that nothing confines.
 
     Examples
     --------
@@ -271,7 +272,7 @@ def _assemble(diffusion: Diffusion, grid: Grid, parts: Any, coarse: Operator | N
     index, x = grid.kept()
     number = np.full(math.prod(grid.points), -1, dtype=np.int64)
     number[np.ravel_multi_index(tuple(index.T), grid.points)] = np.arange(len(x))
-    weights, offsets, pull = _directions(diffusion, x, grid.spacing)
+    weights, offsets, pull, wind = _directions(diffusion, x, grid.spacing)
     names, label = _parts(grid, parts)
     n = len(x)
     jumps: list[tuple[Ints, Ints, Floats]] = []
@@ -282,6 +283,7 @@ def _assemble(diffusion: Diffusion, grid: Grid, parts: Any, coarse: Operator | N
         for sign, move in zip((1, -1), moves, strict=True):
             rate = weights[:, k] / (span * move.part)
             rate = rate * bernoulli(-sign * 2 * pull[:, k] * move.part)
+            rate += np.maximum(sign * wind[:, k], 0.0) / move.part
             inner = move.target >= 0
             jumps.append((np.flatnonzero(inner), move.target[inner], rate[inner]))
             out = np.flatnonzero(~inner & (rate > 0))
@@ -298,7 +300,7 @@ def _assemble(diffusion: Diffusion, grid: Grid, parts: Any, coarse: Operator | N
         names,
         row,
         clock=1.0 / diffusion.learning_rate,
-        order=2,
+        order=1 if np.any(wind) else 2,
         coarse=coarse,
         method=f"generator, exponential fitting, {place} cells",
         solver=_solver(
@@ -337,8 +339,12 @@ def _to_csr(jumps: list[tuple[Ints, Ints, Floats]], n: int) -> sparse.csr_array:
     return out
 
 
-def _directions(diffusion: Diffusion, x: Floats, h: Floats) -> tuple[Floats, Ints, Floats]:
-    """Weights and offsets of the tensor in cells, and the drift's pull along each offset."""
+def _directions(diffusion: Diffusion, x: Floats, h: Floats) -> tuple[Floats, Ints, Floats, Floats]:
+    """Weights and offsets of the tensor in cells, and the drift's pull along each offset.
+
+    Along an axis without noise the drift acts alone: it is returned as the last array, for
+    upwind differences of first order.
+    """
     drift = evaluate(diffusion, "drift", x) / h
     tensor = evaluate(diffusion, "tensor", x) / np.multiply.outer(h, h)
     bad = ~(np.isfinite(drift).all(axis=1) & np.isfinite(tensor).all(axis=(1, 2)))
@@ -350,23 +356,30 @@ def _directions(diffusion: Diffusion, x: Floats, h: Floats) -> tuple[Floats, Int
     )
     diagonal = np.einsum("nii->ni", tensor)
     plain = bool(np.all(np.einsum("nii->n", np.abs(tensor)) == np.abs(tensor).sum(axis=(1, 2))))
-    values = diagonal if plain else np.linalg.eigvalsh(tensor)
-    ratio = values.min(axis=1) / np.maximum(values.max(axis=1), 1e-300)
-    worst = int(np.argmin(ratio))
-    require(
-        bool(ratio[worst] > DEGENERATE),
-        "tensor",
-        f"singular at x = {x[worst]}",
-        "must be positive definite inside the domain: with degenerate noise the law has "
-        "no density on a grid (use the chain's own operator, moments or simulation)",
-    )
     if plain:  # the axes themselves are the stencil
         axes = np.broadcast_to(np.eye(len(h), dtype=np.int64), tensor.shape)
-        return diagonal, axes, drift / diagonal
-    weights, offsets = decompose(tensor)
+        still = diagonal <= DEGENERATE * max(float(diagonal.max()), 1e-300)
+        safe = np.where(still, 1.0, diagonal)
+        moves = np.where(still, 0.0, diagonal), np.where(still, 0.0, drift / safe)
+        return moves[0], axes, moves[1], np.where(still, drift, 0.0)
+    values = np.linalg.eigvalsh(tensor)
+    ratio = values.min(axis=1) / np.maximum(values.max(axis=1), 1e-300)
+    worst = int(np.argmin(ratio))
+    refused = (
+        "must be positive definite inside the domain, or without noise along whole axes: a "
+        "direction without noise across the axes has no stencil (turn the coordinates so that "
+        "the noise acts along some of them, or use the chain's own operator)"
+    )
+    where = f"singular at x = {x[worst]}"
+    require(bool(ratio[worst] > DEGENERATE), "tensor", where, refused)
+    try:
+        weights, offsets = decompose(tensor)
+    except ArithmeticError:
+        raise InputError("tensor", f"nearly {where}", refused) from None
     # b = a c with c = a^-1 b, so along each offset the drift is weight * (e . c).
     c = np.linalg.solve(tensor, drift[:, :, None])[:, :, 0]
-    return weights, offsets, np.einsum("nki,ni->nk", offsets, c)
+    pull = np.einsum("nki,ni->nk", offsets, c)
+    return weights, offsets, pull, np.zeros_like(weights)
 
 
 @dataclass(frozen=True, eq=False)

@@ -158,7 +158,36 @@ def _trapped(op: Operator, x0: ArrayLike) -> str:
                 f"the noise is bounded: from x = {x[0]:.6g} SGD never leaves "
                 f"[{low:.6g}, {high:.6g}] (a diffusion would)"
             )
-    return "" if np.any(op.exits > 0) else "the domain has no boundary that can be crossed"
+    if not np.any(op.exits > 0):
+        return "the domain has no boundary that can be crossed"
+    return _held_for_ever(op, x) if op.kind == "diffusion" else ""
+
+
+def _held_for_ever(op: Operator, x0: Floats) -> str:
+    """Whether degenerate noise lets the diffusion come to where no way leads out."""
+    from scipy import sparse
+    from scipy.sparse.csgraph import breadth_first_order
+
+    n = op.size
+    out = sparse.csr_array(op.exits.sum(axis=1)[:, None])
+    graph = sparse.block_array([[op.rates, out], [None, sparse.csr_array((1, 1))]], format="csr")
+    reaches = breadth_first_order(graph.T.tocsr(), n, return_predecessors=False)
+    if len(reaches) == n + 1:
+        return ""
+    stuck = np.ones(n + 1, dtype=bool)
+    stuck[reaches] = False
+    row = op.row(x0[None])[0].tocsr()
+    for start in row.indices[row.data != 0]:
+        seen = breadth_first_order(graph, int(start), return_predecessors=False)
+        if stuck[seen].any():
+            place = op.nodes[seen[stuck[seen]][0]]
+            return f"no noise leads out of the domain from around x = {place.round(4)}"
+    raise InputError(
+        "domain",
+        "a part without a way out",
+        f"must not hold points like x = {op.nodes[np.flatnonzero(stuck)[0]].round(4)}, from which no "
+        "noise leads to its boundary: cut them off",
+    )
 
 
 def reachable(op: Operator, x0: float) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from scipy import sparse
 from scipy.sparse.linalg import splu
 
 from .krylov import IncompleteLU
-from .markov import tridiagonal_solve
+from .markov import GTH, gth_factor, tridiagonal_solve
 from .memory import check_bytes
 
 Floats = NDArray[np.float64]
@@ -206,9 +206,16 @@ class GridSolver:
         return down, up
 
     def _visits_on_a_line(self, b: Floats) -> Floats:
+        down, up = self._bands()
+        if np.any(down[1:] == 0) or np.any(up[:-1] == 0):  # one-way: noise vanishes somewhere
+            return self._dense.solve_transposed(b)
         # A birth-death chain is reversible: visits follow from its own solve by the weights pi.
         pi = self._line_weights()
         return pi * self.solve(b / pi)
+
+    @cached_property
+    def _dense(self) -> GTH:
+        return gth_factor(self.rates.toarray(), self.exits)
 
     def _line_weights(self) -> Floats:
         down, up = self._bands()
