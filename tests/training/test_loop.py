@@ -262,6 +262,15 @@ def test_resume_of_a_measured_schedule_is_bit_identical() -> None:
     assert torch.equal(parameters(whole), parameters(again))
 
 
+def test_a_batch_of_one_example_is_not_measured() -> None:
+    """103 examples in batches of 17 leave one over."""
+    model, training, probe = probed(17, 17)
+    run(training, model, 3)
+    training.close()
+    assert probe.steps == training.course.updates == 3 * 7
+    assert probe.noise().steps == 4  # its window is full
+
+
 def test_a_schedule_that_needs_noise_gets_a_probe() -> None:
     model, training = network(dropout=0.0), None
     training = attach(model, optimiser(model), loader(16), SCHEDULES["noise_scale"](16))

@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader  # noqa: E402
 
 from batchwell.errors import Divergence, InputError  # noqa: E402
 from batchwell.training.loop import attach  # noqa: E402
+from batchwell.training.measure import Probe  # noqa: E402
+from batchwell.training.schedules import SCHEDULES, constant  # noqa: E402
 
 
 def installed(name: str) -> Any:
@@ -80,7 +82,7 @@ def lightning_fit(lightning: Any, schedule: Any, folder: Path, **options: Any) -
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     checkpoint = options.pop("ckpt_path", None)
-    micro = options.pop("micro", 8)
+    micro, probe = options.pop("micro", 8), options.pop("probe", None)
     module = Module()
     trainer = lightning.Trainer(
         accelerator="cpu",
@@ -88,7 +90,7 @@ def lightning_fit(lightning: Any, schedule: Any, folder: Path, **options: Any) -
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[LightningSchedule(schedule, logdir=folder, log_every=1)],
+        callbacks=[LightningSchedule(schedule, logdir=folder, log_every=1, probe=probe)],
         **{"max_epochs": 1, "enable_checkpointing": False, **options},
     )
     trainer.fit(module, DataLoader(Indexed(104), micro), ckpt_path=checkpoint)
@@ -116,12 +118,24 @@ def test_lightning_as_without_at_its_own_batch_size(lightning: Any, tmp_path: Pa
 
 
 def test_lightning_learning_rate_follows(lightning: Any, tmp_path: Path) -> None:
-    from batchwell.training.schedules import constant
-
     plan = constant(16, coupling="linear", reference=32)
     trainer, module = lightning_fit(lightning, plan, tmp_path)
     assert torch.allclose(parameters(module.net), by_hand([16] * 6 + [8], rate=0.05), atol=1e-6)
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.1
+
+
+def test_lightning_follows_the_noise(lightning: Any, tmp_path: Path) -> None:
+    def probe(module: Any) -> Probe:
+        return Probe(module.net, data_size=104, micro_batches="by_size", window=4)
+
+    plan = SCHEDULES["noise_scale"](8, hysteresis=1.0)
+    lightning_fit(lightning, plan, tmp_path, probe=probe, max_epochs=4)
+    sizes = [size for _, size in logged(tmp_path)]
+    assert sizes[0] == 8
+    assert sizes[-1] > 8
+    assert "noise_scale/high" in (tmp_path / "log.jsonl").read_text()
+    with pytest.raises(InputError, match="follows the gradient noise"):
+        lightning_fit(lightning, plan, tmp_path)
 
 
 def test_lightning_goes_on_from_a_checkpoint(lightning: Any, tmp_path: Path) -> None:
@@ -257,6 +271,7 @@ def test_transformers_learning_rate_schedule_keeps_its_pace(
         (32, {}, "must be 4"),
         ("0:24", {}, "must be 3"),
         ("0:12", {}, "multiple of 8"),
+        (SCHEDULES["noise_scale"](16), {}, "follows the gradient noise"),
     ],
 )
 def test_transformers_refuses(

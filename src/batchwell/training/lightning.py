@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from ._torch import torch
 from .batches import check_loader, examples_in
 from .course import Course
 from .log import Log
+from .measure import Probe
+from .noise import GradientNoise
 from .schedule import Schedule
 from .schedules import as_schedule
 from .states import check_fingerprint, fingerprint
-from .updates import OpenUpdate, data_size, learning_rate_of, limit, scale_gradients
+from .updates import OpenUpdate, data_size, learning_rate_of, limit, measured, scale_gradients
 
 try:
     from lightning.pytorch import Callback
@@ -39,12 +41,16 @@ class LightningSchedule(Callback):
     ----------
     schedule, logdir, log, log_every
         As for `attach`. Batch sizes count examples over all processes.
+    probe
+        Module -> what measures the gradient noise, made with ``micro_batches="by_size"`` on the
+        part whose forward is called: ``lambda module: Probe(module.net, micro_batches="by_size")``.
 
     Raises
     ------
     InputError
         When training starts: manual optimisation, ``accumulate_grad_batches`` given, several
-        optimisers, a loader without length, or what `attach` refuses.
+        optimisers, a loader without length, a schedule that needs a probe without one, or what
+        `attach` refuses.
     """
 
     def __init__(
@@ -54,8 +60,12 @@ class LightningSchedule(Callback):
         logdir: str | Path | None = None,
         log: Log | Iterable[Log] = (),
         log_every: int = 10,
+        probe: Callable[[Any], Probe] | None = None,
     ) -> None:
         self.schedule = as_schedule(schedule)
+        self._make_probe = probe
+        self._probe: Probe | None = None
+        self._loss: Any = None
         self.course: Course | None = None
         self._logdir, self._log_every = logdir, log_every
         self._logs = [log] if callable(log) else list(log)
@@ -63,7 +73,7 @@ class LightningSchedule(Callback):
         self._open: OpenUpdate | None = None
         self._examples = 0
         self._rates: list[Any] | None = None
-        self._finished: tuple[int, float, float, float] | None = None
+        self._finished: tuple[int, float, float, float, GradientNoise | None] | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what is trained and start, or go on from a checkpoint."""
@@ -80,12 +90,21 @@ class LightningSchedule(Callback):
             log_every=self._log_every,
         )
         self._model = fingerprint(pl_module)
+        self._probe = None if self._make_probe is None else self._make_probe(pl_module)
+        require(
+            self._probe is not None or "noise" not in self.schedule.needs,
+            "probe",
+            None,
+            f"must be given: schedule {self.schedule.name} follows the gradient noise",
+        )
         facts = {"knob": "accumulation", "micro_batch": micro, "processes": self._world}
         facts |= {"data_size": data_size(loader), "model": self._model}
         self.course.event("started", schedule=self.course.schedule.describe(), **facts)
         if self._saved is not None:
             check_fingerprint(self._saved["model"], pl_module)
             self.course.load_state_dict(self._saved["course"])
+            if self._probe and self._saved.get("probe"):
+                self._probe.load_state_dict(self._saved["probe"])
             self._saved = None
         self._hook = trainer.optimizers[0].register_step_post_hook(self._restore_rates)
 
@@ -110,6 +129,7 @@ class LightningSchedule(Callback):
         count = trainer.accumulate_grad_batches
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = scaler.get_scale() if scaler is not None else 1.0
+        self._loss = loss
         self._open.add(self._examples, loss.detach() * (count / scale))
         weight = count * self._examples / self._open.unit
         if weight != 1.0:
@@ -125,8 +145,10 @@ class LightningSchedule(Callback):
         factor = self.course.learning_rate_factor
         kept = "the last good state is that of Lightning's last checkpoint"
         self.course.check_loss(loss, rate * factor, kept)
+        noise = measured(self._probe, self._loss, self._open)
+        self._loss = None
         scale_gradients(optimizer, self._open.unit * self._world / total)
-        self._finished = (total, loss, rate * factor, momentum)
+        self._finished = (total, loss, rate * factor, momentum, noise)
         if factor != 1.0:
             self._rates = [group["lr"] for group in optimizer.param_groups]
             for group, before in zip(optimizer.param_groups, self._rates, strict=True):
@@ -148,6 +170,8 @@ class LightningSchedule(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Leave Lightning as it was, and close the log."""
         self._hook.remove()
+        if self._probe:
+            self._probe.close()
         trainer.accumulate_grad_batches = 1
         if self.course is not None:
             self.course.event("closed")
@@ -157,7 +181,8 @@ class LightningSchedule(Callback):
         """What Lightning's checkpoints keep."""
         if self.course is None:
             return dict(self._saved or {})
-        return {"model": self._model, "course": self.course.state_dict()}
+        probe = self._probe.state_dict() if self._probe else None
+        return {"model": self._model, "course": self.course.state_dict(), "probe": probe}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until training starts, when the model is known."""

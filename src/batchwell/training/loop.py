@@ -25,7 +25,6 @@ from .batches import Batches, Resized, check_loader
 from .course import Course
 from .log import Log
 from .measure import Probe
-from .noise import GradientNoise
 from .schedule import Reading, Schedule, update
 from .schedules import as_schedule
 from .states import check_fingerprint, clone, fingerprint, save_atomic
@@ -34,6 +33,7 @@ from .updates import (
     data_size,
     learning_rate_of,
     limit,
+    measured,
     processes,
     scale_gradients,
     scaled_step,
@@ -126,7 +126,7 @@ class Training:
             self._stop(loss, rate * factor)
         if self._pending is not None:
             self.last_good, self._pending = self._pending, None
-        noise = self._loop.measured(last_loss, opened)
+        noise = measured(self._loop.probe, last_loss, opened)
         scale_gradients(self.optimizer, opened.unit * self._loop.world / total)
         if self._loop.before_update:
             self._loop.before_update()
@@ -273,14 +273,6 @@ class _Loop:
     def describe(self) -> dict[str, Any]:
         """What a saved state must agree with."""
         return dict(self._facts)
-
-    def measured(self, loss: Any, opened: OpenUpdate) -> GradientNoise | None:
-        """The probe's answer once in each of its windows; gradients are not averaged yet."""
-        probe = self.probe
-        if probe is None:
-            return None
-        probe.step(loss, scale=opened.local / opened.unit)
-        return probe.noise() if probe.steps % (probe.every * probe.window) == 0 else None
 
     def synchronise(self, model: Any, boundary: bool) -> None:
         """DDP sums gradients over processes at step boundaries only (what its no_sync does)."""

@@ -260,19 +260,20 @@ def variance_to_progress(
 ) -> Schedule:
     """Multiplied by `factor` once the noise holds up more loss than progress will still win.
 
-    Noise of variance Sigma / B holds the loss up by eta tr Sigma / (4 B) (at a minimum, eta
-    small: H C + C H = eta Sigma / B gives tr(H C) / 2); a `factor` times larger batch lowers that,
-    and lowers the progress for each example, by the same share 1 - 1/`factor`. So the size grows
-    when eta tr Sigma / (4 B) exceeds the loss that will be won, at the rate seen in the last two
-    windows, over the examples to come.
+    Noise holds the loss up by h = eta tr Sigma / (4 B) (at a minimum, eta small:
+    H C + C H = eta Sigma / B, and h is tr(H C) / 2). A `factor` times larger batch lowers h, and
+    lowers the progress made with an example, by the same share 1 - 1/`factor`. So the size grows
+    when h exceeds the progress of an example times the examples left. Progress is the slope of the
+    loss over the last five windows; when the size has just grown, and the loss falls from the noise
+    that goes, it is what an update won before.
 
     Parameters
     ----------
     total
-        Examples of the whole training. Without it the examples to come are taken to be as many
-        as those seen.
+        Examples of the whole training. Without it the size grows where there is no progress.
     window
-        Length over which the loss is averaged, as a share of `total` (or of the examples seen).
+        Length over which the loss is averaged, as a share of `total` (or of the examples seen);
+        at least 10 updates (without `total`, 50). Whole epochs are best: each of them sees the same examples.
     """
     first, ratio = whole("batch_size", batch_size), positive("factor", factor)
     require(ratio > 1, "factor", factor, "must be above 1")
@@ -283,26 +284,40 @@ def variance_to_progress(
     def rule(state: State, reading: Reading, size: int) -> tuple[State, float]:
         if reading.noise is not None and math.isfinite(reading.noise.noise_trace.value):
             state = {**state, "noise_trace": max(reading.noise.noise_trace.value, 0.0)}
-        length = max(share * (reading.examples if end is None else end), 10.0 * size)
+        # Without a known end, only many updates can show that there is no progress.
+        length = max(share * (end or reading.examples), size * (10.0 if end else 50.0))
         mean, state = _window_mean(state, reading, length)
         if mean is None or reading.learning_rate is None:
             return state, size
-        before, at = state["mean"], state["at"]
-        state = {**state, "mean": mean, "at": reading.examples}
-        if before is None or state["noise_trace"] is None:
+        state = _with_progress(state, mean, reading.examples, size)
+        if state["progress"] is None or state["noise_trace"] is None:
             return state, size
-        to_come = reading.examples if end is None else max(end - reading.examples, 0)
-        progress = (before - mean) / (reading.examples - at) * to_come
         held = reading.learning_rate * state["noise_trace"] / (4 * size)
-        if held <= progress:
+        each = state["progress"] / size
+        if each > 0 and (end is None or held <= each * (end - reading.examples)):
             return state, size
-        # Progress is to be seen at the new size: the old mean says nothing about it.
-        return {**state, "mean": None, "at": None}, size * ratio
+        return {**state, "means": []}, size * ratio
 
     settings = {"batch_size": first, "factor": ratio, "total": end, "window": share}
-    start = {**_EMPTY_WINDOW, "mean": None, "at": None, "noise_trace": None}
+    start = {**_EMPTY_WINDOW, "means": [], "progress": None, "noise_trace": None}
     needs = {"loss", "noise"}
     return _measured("variance_to_progress", settings, _options(options), needs, start, rule)
+
+
+_WINDOWS = 5  # that a slope is taken over
+
+
+def _with_progress(state: State, mean: float, examples: int, size: int) -> State:
+    """The state with the loss won by an update: the slope of the last means at one batch size."""
+    means = [*state["means"], [examples, mean]][-_WINDOWS:]
+    state = {**state, "means": means}
+    # After a growth the slope from before holds until there are as many means again.
+    if len(means) < (2 if state["progress"] is None else _WINDOWS):
+        return state
+    centre = sum(at for at, _ in means) / len(means)
+    spread = sum((at - centre) ** 2 for at, _ in means)
+    slope = sum((at - centre) * value for at, value in means) / spread
+    return {**state, "progress": -slope * size}
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {

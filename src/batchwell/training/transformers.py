@@ -45,7 +45,7 @@ class TransformersSchedule(TrainerCallback):
     ------
     InputError
         When training starts: ``gradient_accumulation_steps`` does not give the schedule's first
-        size, the schedule may shrink, training goes on from a checkpoint (the Trainer finds its
+        size, the schedule may shrink or needs the gradient noise, training goes on from a checkpoint (the Trainer finds its
         place by counting updates of one size), or what `attach` refuses.
     """
 
@@ -161,6 +161,13 @@ def _check(args: Any, state: Any, schedule: Schedule, unit: int) -> None:
         "gradient_accumulation_steps",
         args.gradient_accumulation_steps,
         f"must be {first // unit}, which gives the schedule's first size {first}",
+    )
+    require(
+        "noise" not in schedule.needs,
+        "schedule",
+        schedule.name,
+        "follows the gradient noise, which the Trainer clips before callbacks see it: use a planned "
+        "schedule, or plateau",
     )
     require(
         not schedule.options.may_shrink,

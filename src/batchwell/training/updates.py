@@ -6,6 +6,8 @@ from typing import Any
 
 from ..errors import require
 from ._torch import torch
+from .measure import Probe
+from .noise import GradientNoise
 from .schedule import Schedule
 
 
@@ -17,21 +19,32 @@ class OpenUpdate:
     """
 
     def __init__(self, unit: int) -> None:
-        self.unit, self.local, self.loss = unit, 0, 0.0
+        self.unit, self.local = unit, 0
+        self._losses: list[tuple[int, Any]] = []
 
     def add(self, examples: int, loss: Any) -> None:
         """Count a micro-batch of mean `loss`."""
         self.local += examples
-        self.loss = self.loss + loss * examples
+        self._losses.append((examples, loss))
 
     def over_processes(self, world: int, group: Any = None) -> tuple[int, float]:
         """Examples and mean loss of the update, over all processes."""
-        loss: Any = self.loss
+        if world == 1 and len(self._losses) == 1:
+            return self.local, float(self._losses[0][1])
+        loss: Any = sum(examples * loss for examples, loss in self._losses)
         if world == 1:
             return self.local, float(loss) / self.local
         both = torch.stack([loss.double(), torch.tensor(float(self.local)).to(loss).double()])
         torch.distributed.all_reduce(both, group=group)
         return round(float(both[1])), float(both[0] / both[1])
+
+
+def measured(probe: Probe | None, loss: Any, opened: OpenUpdate) -> GradientNoise | None:
+    """The probe's answer, once in each of its windows; the gradients are not averaged yet."""
+    if probe is None:
+        return None
+    probe.step(loss, scale=opened.local / opened.unit)
+    return probe.noise() if probe.steps % (probe.every * probe.window) == 0 else None
 
 
 def processes(model: Any) -> int:

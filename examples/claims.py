@@ -1,0 +1,367 @@
+"""Claims of the paper and its neighbours, run for real: digits and breast_cancer, paired seeds.
+
+    python examples/claims.py [sharpness order decay escapes stationary] [--seeds 10]
+
+Each claim is a function that trains, compares over the same seeds, and answers in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_breast_cancer
+from sklearn.decomposition import PCA
+from torch import nn
+from torch.utils.data import DataLoader, RandomSampler
+
+from batchwell.estimate import Estimate, censored_mean
+from batchwell.training import attach
+from batchwell.training.schedules import steps
+from training import (
+    Outcome,
+    Rows,
+    _as_is,
+    breast_cancer,
+    digits,
+    mean,
+    paired,
+    shown,
+    table,
+    train,
+)
+
+DECAY = 1e-3
+DATA = {"digits": digits, "breast_cancer": breast_cancer}
+
+
+def sharpness(seeds: int = 10, epochs: int = 40) -> str:
+    """Keskar et al. (2017), and the paper's reading of it: sharpness grows as eta/B falls."""
+    rows = []
+    for name, make in DATA.items():
+        data = make(0.2)
+        settings = [(0.2, 8), (0.2, 32), (0.2, 128), (0.8, 32), (0.8, 128)]
+        outs = {
+            key: _many(data, key[1], key[0], epochs, seeds, measure_sharpness=True)
+            for key in settings
+        }
+        logs = {key: [math.log(o.sharpness) for o in out] for key, out in outs.items()}
+        for key in settings:
+            ratio = paired(logs[key], logs[settings[0]])
+            rows.append(
+                [
+                    name,
+                    f"{key[0]:g}",
+                    str(key[1]),
+                    f"{key[0] / key[1]:g}",
+                    shown(mean(o.sharpness for o in outs[key])),
+                    shown(mean(o.loss for o in outs[key])),
+                    "1" if key == settings[0] else shown(_exponential(ratio)),
+                ]
+            )
+    head = ["data", "η", "B", "η/B", "λmax", "training loss", "λmax over the first row's"]
+    return table(head, rows)
+
+
+def order(seeds: int = 10, epochs: int = 40) -> str:
+    """The paper's advice: small batches first, then large ones; here against the other order."""
+    rows = []
+    for name, make in DATA.items():
+        data = make(0.2)
+        examples = epochs * len(data.train)
+        half = examples // 2
+        outs = {
+            "16 then 128": _plan(data, f"0:16 {half}:128", examples, seeds),
+            "128 then 16": _plan(data, f"0:128 {half}:16", examples, seeds),
+        }
+        for key, out in outs.items():
+            rows.append([name, key, *_row(out)])
+        first, second = outs.values()
+        rows.append([name, "difference", *_differences(first, second), ""])
+    return table(
+        ["data", "batch size", "training loss", "test loss", "test accuracy", "updates"], rows
+    )
+
+
+def decay(seeds: int = 10, epochs: int = 40) -> str:
+    """Smith et al. (2018): growing the batch does what decaying the learning rate does."""
+    rows = []
+    for name, make in DATA.items():
+        data = make(0.2)
+        examples = epochs * len(data.train)
+        first, second = examples // 2, examples * 3 // 4
+
+        def rate(at: int, first: int = first, second: int = second) -> float:
+            return 1.0 if at < first else 0.25 if at < second else 0.0625
+
+        outs = {
+            "η falls 4-fold twice, B = 16": _plan(data, "0:16", examples, seeds, rate_at=rate),
+            "B grows 4-fold twice": _plan(data, f"0:16 {first}:64 {second}:256", examples, seeds),
+            "neither": _plan(data, "0:16", examples, seeds),
+        }
+        for key, out in outs.items():
+            rows.append([name, key, *_row(out)])
+        decayed, grown, neither = outs.values()
+        rows.append([name, "grown - decayed", *_differences(grown, decayed), ""])
+        rows.append([name, "neither - decayed", *_differences(neither, decayed), ""])
+    head = ["data", "plan", "training loss", "test loss", "test accuracy", "updates"]
+    return table(head, rows)
+
+
+def _many(data: Any, schedule: Any, rate: float, epochs: int, seeds: int, **options: Any) -> Any:
+    examples = epochs * len(data.train)
+    return [
+        train(data, schedule, examples, seed, learning_rate=rate, decay=DECAY, **options)
+        for seed in range(seeds)
+    ]
+
+
+def _plan(data: Any, plan: str, examples: int, seeds: int, **options: Any) -> list[Outcome]:
+    schedule = steps(plan, may_shrink=True)
+    return [
+        train(data, schedule, examples, seed, learning_rate=0.2, decay=DECAY, **options)
+        for seed in range(seeds)
+    ]
+
+
+def _row(outs: Sequence[Outcome]) -> list[str]:
+    values = ([o.loss for o in outs], [o.test_loss for o in outs], [o.test_accuracy for o in outs])
+    return [*(shown(mean(v)) for v in values), f"{outs[0].updates}"]
+
+
+def _differences(first: Sequence[Outcome], second: Sequence[Outcome]) -> list[str]:
+    names = ("loss", "test_loss", "test_accuracy")
+    return [
+        shown(paired([getattr(o, n) for o in first], [getattr(o, n) for o in second]))
+        for n in names
+    ]
+
+
+def _exponential(value: Estimate) -> Estimate:
+    low, high = (math.exp(v) for v in value.interval)
+    centre = math.exp(value.value)
+    return Estimate(centre, centre * value.stderr, (low, high), "1", value.method, value.n)
+
+
+# ---- escapes ----
+
+UNITS, INPUTS, PENALTY, ETA = 4, 4, 1e-3, 0.5
+
+
+def _small_data() -> tuple[torch.Tensor, torch.Tensor]:
+    """120 tumours in 4 whitened principal components; 15 % of the labels flipped."""
+    x, y = load_breast_cancer(return_X_y=True)
+    x = PCA(INPUTS, whiten=True, random_state=0).fit_transform((x - x.mean(0)) / x.std(0))
+    random = np.random.default_rng(0)
+    rows = random.choice(len(y), 120, replace=False)
+    sign = np.where(y[rows] == 1, 1.0, -1.0) * np.where(random.random(120) < 0.15, -1.0, 1.0)
+    return torch.tensor(x[rows]), torch.tensor(sign)
+
+
+def _losses(w: torch.Tensor, x: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+    """Mean loss of each of many networks, w (runs, 25), on their own rows: x (runs, B, 4)."""
+    parts = torch.split(w, [UNITS * INPUTS, UNITS, UNITS, 1], dim=1)
+    hidden = torch.tanh(x @ parts[0].view(-1, UNITS, INPUTS).mT + parts[1].unsqueeze(1))
+    out = (hidden @ parts[2].unsqueeze(2)).squeeze(2) + parts[3]
+    return nn.functional.softplus(-sign * out).mean(1) + PENALTY / 2 * w.square().sum(1)
+
+
+def _descend(w: torch.Tensor, count: int, rows: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """`count` updates of all runs with one optimiser; `rows` gives (runs, B) indices."""
+    x, sign = _small_data()
+    w = w.clone().requires_grad_(True)
+    optimizer = torch.optim.SGD([w], lr=ETA)
+    for _ in range(count):
+        chosen = rows()
+        optimizer.zero_grad()
+        _losses(w, x[chosen], sign[chosen]).sum().backward()
+        optimizer.step()
+    return w.detach()
+
+
+def _quench(w: torch.Tensor, count: int = 3000) -> torch.Tensor:
+    every = torch.arange(120).expand(len(w), 120)
+    return _descend(w, count, lambda: every)
+
+
+def _minima(starts: int = 48) -> list[tuple[float, float, torch.Tensor]]:
+    """(sharpness, loss, point) of minima that gradient descent finds, sharpest last."""
+    x, sign = _small_data()
+    generator = torch.Generator().manual_seed(0)
+    found = _quench(torch.randn(starts, 25, generator=generator, dtype=torch.float64), 20_000)
+
+    def loss(w: torch.Tensor) -> torch.Tensor:
+        return _losses(w[None], x[None], sign[None])[0]
+
+    out: list[tuple[float, float, torch.Tensor]] = []
+    for w in found:
+        spectrum = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, w))
+        value = float(loss(w))
+        if spectrum[0] > 0 and all(abs(value - other) > 1e-5 for _, other, _ in out):
+            out.append((float(spectrum[-1]), value, w))
+    return sorted(out, key=lambda row: row[0])
+
+
+def escapes(seeds: int = 64, steps: int = 4000, starts: int = 48) -> str:
+    """The paper's central claim: a minimum is left after times that grow fast in B / eta."""
+    minima = _minima(starts)
+    rows = []
+    for which in (len(minima) // 2, len(minima) - 1):
+        top, value, point = minima[which]
+        for size in (2, 4, 8, 16):
+            time_to_leave = _escape_time(point, value, size, seeds, steps)
+            text = (
+                f"> {time_to_leave.interval[0]:.0f}"
+                if time_to_leave.n_censored == time_to_leave.n
+                else shown(time_to_leave)
+            )
+            left = time_to_leave.n - time_to_leave.n_censored
+            rows.append([f"{top:.2f}", f"{value:.3f}", str(size), f"{left} of {seeds}", text])
+    return table(["λmax", "loss", "B", "left", "mean steps to leave"], rows)
+
+
+def _escape_time(
+    point: torch.Tensor, value: float, size: int, runs: int, steps: int, every: int = 200
+) -> Estimate:
+    """Mean steps until gradient descent from where SGD is no longer leads back."""
+    x, sign = _small_data()
+    generator = torch.Generator().manual_seed(size)
+    w = point.expand(runs, 25).clone()
+    left = np.full(runs, np.inf)
+    for at in range(every, steps + 1, every):
+        w = _descend(w, every, lambda: torch.randint(120, (runs, size), generator=generator))
+        down = _quench(w)
+        home = (_losses(down, x[None].expand(runs, -1, -1), sign.expand(runs, -1)) - value).abs()
+        left[(home.numpy() > 1e-3) & np.isinf(left)] = at - every / 2
+        if np.isfinite(left).all():
+            break
+    seen = np.isfinite(left)
+    return censored_mean(np.where(seen, left, steps), seen)
+
+
+# ---- stationary loss ----
+
+
+def stationary(seeds: int = 6, updates: int = 20_000) -> str:
+    """Stationary excess loss of a convex problem: predicted, and what came, by sampling."""
+    rows = []
+    for rate, size in ((0.4, 4), (0.4, 16), (0.1, 4)):
+        predicted = predicted_excess(rate, size)
+        for sampling in ("with_replacement", "reshuffle"):
+            came = mean(_excess(rate, size, sampling, seed, updates) for seed in range(seeds))
+            ratio = came.value / predicted
+            low, high = (v / predicted for v in came.interval)
+            judged = f"{ratio:.3g} [{low:.3g}, {high:.3g}]"
+            label = sampling.replace("_", " ")
+            rows.append([f"{rate:g}", str(size), label, f"{predicted:.3g}", shown(came), judged])
+    head = ["η", "B", "sampling", "predicted with replacement", "came", "came / predicted"]
+    return table(head, rows)
+
+
+STRONG = 0.05  # penalty of the logistic regression
+
+
+class Logistic(nn.Module):
+    """Logistic regression on 5 principal components and a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 1, dtype=torch.float64)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Log odds."""
+        return self.linear(x).squeeze(-1)
+
+
+def _components() -> Rows:
+    x, y = load_breast_cancer(return_X_y=True)
+    x = PCA(5, random_state=0).fit_transform((x - x.mean(0)) / x.std(0))
+    return Rows(torch.tensor(x / x.std(0)), torch.where(torch.tensor(y) == 1, 1.0, -1.0).double())
+
+
+def _objective(model: nn.Module, rows: Rows) -> torch.Tensor:
+    penalty = STRONG / 2 * sum(p.square().sum() for p in model.parameters())
+    return nn.functional.softplus(-rows.targets * model(rows.inputs)).mean() + penalty
+
+
+def _minimum() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """Minimum, Hessian, covariance of one example's gradient there, and the loss."""
+    rows = _components()
+    x = torch.cat([rows.inputs, torch.ones(len(rows), 1, dtype=torch.float64)], 1)
+
+    def loss(w: torch.Tensor) -> torch.Tensor:
+        return nn.functional.softplus(-rows.targets * (x @ w)).mean() + STRONG / 2 * w @ w
+
+    w = torch.zeros(6, dtype=torch.float64)
+    for _ in range(50):
+        gradient = torch.autograd.functional.jacobian(loss, w)
+        w = w - torch.linalg.solve(torch.autograd.functional.hessian(loss, w), gradient)
+    each = -(rows.targets * torch.sigmoid(-rows.targets * (x @ w)))[:, None] * x + STRONG * w
+    sigma = torch.cov(each.T, correction=0)
+    return w, torch.autograd.functional.hessian(loss, w), sigma, float(loss(w))
+
+
+def predicted_excess(rate: float, size: int) -> float:
+    """tr(H C) / 2 of the solution of H C + C H - eta H C H = (eta / B) Sigma."""
+    _, hessian, sigma, _ = _minimum()
+    values, basis = torch.linalg.eigh(hessian)
+    source = basis.T @ sigma @ basis * (rate / size)
+    c = source / (values[:, None] + values - rate * values[:, None] * values)
+    return float((values * torch.diagonal(c)).sum() / 2)
+
+
+def _excess(rate: float, size: int, sampling: str, seed: int, updates: int) -> float:
+    """Mean excess loss over the second half of a training."""
+    torch.manual_seed(seed)
+    rows, (_, _, _, lowest) = _components(), _minimum()
+    order = RandomSampler(rows, replacement=sampling == "with_replacement")
+    loader = DataLoader(rows, size, sampler=order, collate_fn=_as_is, drop_last=True)
+    model = Logistic()
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, weight_decay=STRONG)
+    training = attach(model, optimizer, loader, size, keep_every=0)
+    seen: list[float] = []
+    while training.course.updates < updates:
+        for x, sign in training:
+            training.step(nn.functional.softplus(-sign * model(x)).mean())
+            now = training.course.updates
+            # 7 is no divisor of an epoch's batches: every place in the epoch is looked at alike.
+            if now > updates // 2 and now % 7 == 0:
+                with torch.no_grad():
+                    seen.append(float(_objective(model, rows)) - lowest)
+            if now >= updates:
+                break
+    return float(np.mean(seen))
+
+
+CLAIMS: dict[str, Callable[..., str]] = {
+    "sharpness": sharpness,
+    "order": order,
+    "decay": decay,
+    "escapes": escapes,
+    "stationary": stationary,
+}
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("claims", nargs="*", default=list(CLAIMS), choices=list(CLAIMS))
+    parser.add_argument("--seeds", type=int, help="seeds, or runs, of each setting")
+    options = parser.parse_args()
+    for name in options.claims:
+        start = time.process_time()
+        given = {} if options.seeds is None else {"seeds": options.seeds}
+        claim = CLAIMS[name]
+        print(f"## {name}: {claim.__doc__}\n\n{claim(**given)}\n")
+        print(f"({time.process_time() - start:.0f} s of processor time)\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

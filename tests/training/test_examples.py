@@ -1,0 +1,66 @@
+"""The examples run, at small size, and say what their tables promise."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+FOLDER = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def claims() -> Any:
+    sys.path.insert(0, str(FOLDER))
+    return importlib.import_module("claims")
+
+
+@pytest.fixture(scope="module")
+def adaptive(claims: Any) -> Any:
+    return importlib.import_module("adaptive")
+
+
+def rows(text: str) -> list[list[str]]:
+    lines = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in text.splitlines()]
+    assert len({len(line) for line in lines if line != lines[1]}) == 1
+    return lines[2:]
+
+
+SMALL = {
+    "sharpness": {"seeds": 2, "epochs": 1},
+    "order": {"seeds": 2, "epochs": 1},
+    "decay": {"seeds": 2, "epochs": 1},
+    "escapes": {"seeds": 4, "steps": 200, "starts": 8},
+    "stationary": {"seeds": 2, "updates": 150},
+}
+
+
+def test_every_claim_is_tried(claims: Any) -> None:
+    assert set(SMALL) == set(claims.CLAIMS)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_claim_runs(name: str, claims: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "escapes":
+        quench = claims._quench
+        monkeypatch.setattr(claims, "_quench", lambda w, count=300: quench(w, min(count, 300)))
+        points = quench(claims.torch.randn(2, 25, dtype=claims.torch.float64), 300)
+        monkeypatch.setattr(claims, "_minima", lambda _: [(1.0, 0.5, point) for point in points])
+    assert len(rows(claims.CLAIMS[name](**SMALL[name]))) >= 6
+
+
+def test_predicted_excess_is_eta_trace_over_4b(claims: Any) -> None:
+    """For small eta; of eta tr Sigma / (2 B), a factor 2 too much, it is far."""
+    _, _, sigma, _ = claims._minimum()
+    small = claims.predicted_excess(1e-4, 8)
+    assert small == pytest.approx(1e-4 * float(sigma.trace()) / (4 * 8), rel=1e-3)
+    assert claims.predicted_excess(0.4, 4) > 4e3 * 2 * small
+
+
+def test_benchmark_runs(adaptive: Any) -> None:
+    text, outcomes = adaptive.run(seeds=2, epochs=1)
+    table = rows(text)
+    assert len(table) == len(outcomes)
+    assert sum("best by hand" in row[0] for row in table) == 1
