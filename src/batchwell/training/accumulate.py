@@ -115,10 +115,11 @@ class AccumulationProbe(StepProbe):
         if not micro:
             raise RunError(f"step {step}: the model's forward was not called, or without gradients")
         row = self._row(micro, step, finite("scale", scale))
-        self._rows.append(row)
+        if row is not None:
+            self._rows.append(row)
         return row
 
-    def _row(self, micro: list[_Micro], step: int, scale: float) -> StepNoise:
+    def _row(self, micro: list[_Micro], step: int, scale: float) -> StepNoise | None:
         sizes, world = [m.size for m in micro], processes(self.model)
         weights = self._weights(sizes)
         unit = sum(b * w for b, w in zip(sizes, weights, strict=True))  # 1, or B of a sum

@@ -141,7 +141,7 @@ class Probe(StepProbe):
                 f"step {step}: the model's forward was not called, or not with gradients"
             )
         # One example alone, the rest of an epoch, says nothing on noise.
-        if measured and passes and (size > 1 or _processes(self.model) > 1):
+        if measured and passes and (size > 1 or processes(self.model) > 1):
             if passes[0].trial and isinstance(loss, torch.Tensor):
                 check_reduction(self.reduction, reduction_of(loss, passes[-1].output_nodes))
             if not passes[0].trial or self._verify(passes):
