@@ -114,6 +114,12 @@ def raw_parameter() -> Case:
     return model, (torch.randn(B, 4),)
 
 
+def scalar_parameter() -> Case:
+    model = Apply(lambda s, x: s.a(x) * s.scale.exp(), a=nn.Linear(4, 3))
+    model.scale = nn.Parameter(torch.tensor(0.3))
+    return model, (torch.randn(B, 4),)
+
+
 def raw_and_ruled() -> Case:
     """A weight used by its layer and by hand."""
     return Apply(lambda s, x: s.a(torch.tanh(s.a(x))) @ s.a.weight, a=nn.Linear(4, 4)), (
@@ -176,6 +182,7 @@ RUN_AGAIN: dict[str, Callable[[], Case]] = {
     "positions": lambda: positions(5),
     "as many positions as examples": lambda: positions(B),
     "raw parameter": raw_parameter,
+    "scalar parameter": scalar_parameter,
     "raw and ruled": raw_and_ruled,
     "flattened the other way": flattened_the_other_way,
     "attention whose weights count": attention_whose_weights_count,

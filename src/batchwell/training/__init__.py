@@ -11,6 +11,7 @@ from typing import Any
 
 # Public name -> module that holds it.
 _HOME = {
+    "AccumulationProbe": "accumulate",
     "GradientNoise": "noise",
     "LocalLoss": "local",
     "NoiseSpectrum": "spectrum",

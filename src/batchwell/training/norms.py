@@ -60,7 +60,7 @@ def norms_squared(uses: Sequence[Use], shape: Sequence[int]) -> Tensor:
     if len(outers) == len(uses) and _gram_is_cheaper(outers, shape):
         return _gram(outers)
     rows = sum_of(uses, shape)
-    return _squares(rows if rows.dim() == 2 else rows.flatten(1))
+    return _squares(rows if rows.dim() == 2 else rows.reshape(len(rows), -1))
 
 
 def sum_of(uses: Sequence[Use], shape: Sequence[int]) -> Tensor:

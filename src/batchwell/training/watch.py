@@ -54,8 +54,8 @@ class Pass:
     """What one forward and its backward leave: the gradient's parts of the examples `rows`."""
 
     size: int
-    rows: slice
-    trial: bool
+    chosen: slice
+    trial: bool  # all examples are looked at, to compare their sum with the gradient
     pending: Counter[int] = field(default_factory=Counter)
     uses: dict[int, list[Use]] = field(default_factory=dict)
     norms: dict[int, Tensor] = field(default_factory=dict)  # parameter -> (m,) squared norms
@@ -66,9 +66,15 @@ class Pass:
     returned: bool = False  # whether a gradient came back
     before: list[Pass] = field(default_factory=list)  # forwards still without theirs as it began
 
+    @property
+    def rows(self) -> slice:
+        """Places in the batch that are looked at."""
+        return slice(None) if self.trial else self.chosen
+
     def norms_squared(self) -> Tensor:
-        """Squared norm (m,) of each example's part of the gradient, float64."""
-        return torch.stack(list(self.norms.values())).sum(0, dtype=torch.float64)
+        """Squared norm (m,) of each chosen example's part of the gradient, float64."""
+        norms = torch.stack(list(self.norms.values())).sum(0, dtype=torch.float64)
+        return norms[self.chosen] if self.trial else norms
 
 
 class Watch:
@@ -160,6 +166,22 @@ class Watch:
         self._run_again(self._layers, "", {n: pid for pid, n in first.items()}, why)
         self._hook()
 
+    def run_again_layout(self) -> dict[str, dict[str, str]]:
+        """Modules that are run again: their parameters' local names and whole ones, JSON-safe."""
+        again = [v for v in self._layers.values() if v.kind == "per_example"]
+        return {v.name: {k: self.names[pid] for k, pid in v.ids.items()} for v in again}
+
+    def load_layout(self, layout: dict[str, dict[str, str]]) -> None:
+        """Take over what another watch on the same model has found out."""
+        for name, names in layout.items():
+            ids = {k: self.ids[full] for k, full in names.items()}
+            why = "found out before this state was saved"
+            self.reasons = {**{full: why for full in names.values()}, **self.reasons}
+            module = self.model.get_submodule(name)
+            self._layers[name] = Layer(name, module, ids, "per_example")
+        self.trial = False
+        self._hook()
+
     def _demote_lost(self) -> bool:
         lost, self._lost = self._lost, []
         for layer, why in lost:
@@ -209,16 +231,10 @@ class Watch:
         self._open = None
         if not self.active or self._busy or not torch.is_grad_enabled():
             return
-        size = self._size(args, kwargs)
+        size = examples_in(args, kwargs, self.batch_dim)
         self.before()
-        self._open = Pass(size, slice(None) if self.trial else self._rows(size), self.trial)
+        self._open = Pass(size, self._rows(size), self.trial)
         self._open.before = [p for p in self.passes if not p.returned]
-
-    def _size(self, args: Any, kwargs: Any) -> int:
-        for leaf in args if args and isinstance(args[0], torch.Tensor) else _leaves((args, kwargs)):
-            if isinstance(leaf, torch.Tensor) and leaf.dim() > self.batch_dim:
-                return int(leaf.shape[self.batch_dim])
-        raise ValueError(f"no tensor with a dimension {self.batch_dim} among the model's inputs")
 
     def _rows(self, size: int) -> slice:
         count = size if self.examples is None else min(size, self.examples)
@@ -382,3 +398,11 @@ class Watch:
                 for pid in list(now.uses):  # uses whose gradient never came
                     self._finish(now, pid)
         return None if self._demote_lost() else passes
+
+
+def examples_in(args: Any, kwargs: Any, batch_dim: int) -> int:
+    """Examples in a model's inputs: the first tensor's size along `batch_dim`."""
+    for leaf in args if args and isinstance(args[0], torch.Tensor) else _leaves((args, kwargs)):
+        if isinstance(leaf, torch.Tensor) and leaf.dim() > batch_dim:
+            return int(leaf.shape[batch_dim])
+    raise ValueError(f"no tensor with a dimension {batch_dim} among the model's inputs")
