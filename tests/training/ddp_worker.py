@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from batchwell.errors import Divergence
 from batchwell.training.loop import attach
+from batchwell.training.measure import Probe
+from batchwell.training.schedules import SCHEDULES
 
 
 def counted(state: dict[str, int], bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -48,10 +50,28 @@ def train(logdir: Path, knob: str, poison_at: int) -> dict[str, Any]:
     }
 
 
+def follow(logdir: Path) -> dict[str, Any]:
+    """Every process must come to the same sizes, or they would wait for each other for ever."""
+    model = DistributedDataParallel(network(dropout=0.0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = Indexed(104)
+    loader = DataLoader(data, 8, sampler=DistributedSampler(data))
+    plan = SCHEDULES["noise_scale"](16, ratio=8.0)
+    probe = Probe(model, data_size=104, micro_batches="by_size", examples=None, window=3)
+    training = attach(model, optimizer, loader, plan, probe=probe, logdir=logdir)
+    sizes = []
+    for _ in range(3):
+        for batch in training:
+            if training.step(mean_loss(model, batch)):
+                sizes.append(training.batch_size)
+    return {"sizes": sizes}
+
+
 def main(rank: int, world: int, folder: Path) -> None:
     store = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     out = {knob: train(folder / knob, knob, -1) for knob in ("accumulation", "sampler")}
+    out["noise"] = follow(folder / "noise")
     out["nan"] = train(folder / "nan", "accumulation", 2)
     (folder / f"out{rank}.json").write_text(json.dumps(out))
     dist.barrier()

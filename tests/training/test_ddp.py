@@ -67,6 +67,12 @@ def test_two_processes_are_as_one(knob: str, folder: Path) -> None:
     assert sum("started" in line for line in log) == 1  # one process logs
 
 
+def test_all_processes_follow_the_same_noise(folder: Path) -> None:
+    first, second = (row["sizes"] for row in rows(folder, "noise"))
+    assert first == second
+    assert first[-1] > first[0] == 16
+
+
 def test_wrong_sizes_would_show() -> None:
     assert not torch.allclose(by_hand(SIZES), by_hand([16, 16, 72]), atol=1e-4)
 

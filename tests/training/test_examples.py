@@ -33,7 +33,7 @@ SMALL = {
     "order": {"seeds": 2, "epochs": 1},
     "decay": {"seeds": 2, "epochs": 1},
     "escapes": {"seeds": 4, "steps": 200, "starts": 8},
-    "stationary": {"seeds": 2, "updates": 150},
+    "stationary": {"seeds": 2, "updates": 600},
 }
 
 
@@ -49,14 +49,6 @@ def test_claim_runs(name: str, claims: Any, monkeypatch: pytest.MonkeyPatch) -> 
         points = quench(claims.torch.randn(2, 25, dtype=claims.torch.float64), 300)
         monkeypatch.setattr(claims, "_minima", lambda _: [(1.0, 0.5, point) for point in points])
     assert len(rows(claims.CLAIMS[name](**SMALL[name]))) >= 6
-
-
-def test_predicted_excess_is_eta_trace_over_4b(claims: Any) -> None:
-    """For small eta; of eta tr Sigma / (2 B), a factor 2 too much, it is far."""
-    _, _, sigma, _ = claims._minimum()
-    small = claims.predicted_excess(1e-4, 8)
-    assert small == pytest.approx(1e-4 * float(sigma.trace()) / (4 * 8), rel=1e-3)
-    assert claims.predicted_excess(0.4, 4) > 4e3 * 2 * small
 
 
 def test_benchmark_runs(adaptive: Any) -> None:

@@ -195,6 +195,19 @@ def test_variance_to_progress_has_its_factor_right() -> None:
     assert size_after(threshold * 1.02) == 100
 
 
+def test_variance_to_progress_without_an_end_waits_for_progress_to_stop() -> None:
+    plan = SCHEDULES["variance_to_progress"](32)
+
+    def late(slope: float) -> int:
+        def reading(examples: int, size: int) -> Reading:
+            return Reading(examples, 1 - slope * examples, noise(50.0), learning_rate=0.1)
+
+        return preview(plan, 20_000, readings=reading).rows[-1][1]
+
+    assert late(1e-6) == 32
+    assert late(0.0) > 32
+
+
 @pytest.mark.parametrize(
     ("make_it", "words"),
     [
