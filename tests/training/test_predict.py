@@ -293,7 +293,9 @@ def test_scores_say_how_far_off() -> None:
     assert "unasked" not in rows
     json.dumps(list(rows.values()), allow_nan=False)
     wrong = {"stationary_excess_loss": hovering("reshuffle", 0.3, 4)}
-    assert score(predicted, wrong)[0]["verdict"].startswith("too high")
+    assert score(predicted, wrong)[0]["verdict"].startswith("too high: 1.28 of what came")
+    near = {"stationary_excess_loss": hovering("without_replacement", 0.3, 4)}
+    assert score(predicted, near)[0]["verdict"].startswith("close: 1.15 of what came")
 
 
 def test_what_has_no_answer_is_refused() -> None:

@@ -22,7 +22,7 @@ from .noise import SAMPLING_MODES, noise_factor
 from .spectrum import NoiseSpectrum
 
 LOCAL = "quadratic loss and constant noise around the point of measurement"
-_EULER = 0.5772156649015329
+_CLOSE = (0.8, 1.25)
 _FLAT = 1e-9  # relative to the sharpness: curvature of no sign
 
 
@@ -451,7 +451,8 @@ def score(predicted: Mapping[str, Estimate], came: Mapping[str, Estimate]) -> li
     """Predictions against what came: a JSON-safe row for each name that both have.
 
     A lower bound (an interval without upper end) is held to its bound. Otherwise the
-    verdict is "agrees" within 2 standard errors of both together, else how far off it is.
+    verdict is "agrees" within 2 standard errors of both together, "close" within 25 %, which the
+    local picture's own assumptions cost easily, else how far off it is.
 
     Examples
     --------
@@ -491,6 +492,8 @@ def _compared(first: Estimate, second: Estimate) -> dict[str, Any]:
     if z is not None and abs(z) <= 2:
         return row | {"z": z, "ratio": ratio, "verdict": "agrees"}
     side = "too low" if gap < 0 else "too high"
+    if ratio is not None and _CLOSE[0] <= ratio <= _CLOSE[1]:
+        side = "close"
     share = f"{ratio:.3g} of what came" if ratio is not None else f"by {abs(gap):.3g}"
     far = f", {abs(z):.2g} standard errors" if z is not None else ""
     return row | {"z": z, "ratio": ratio, "verdict": f"{side}: {share}{far}"}
