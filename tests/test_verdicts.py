@@ -123,10 +123,10 @@ def test_real_data_variance_and_exponent():
             w = w - jnp.linalg.solve(loss.hessian(w), loss.gradient(w))
         return loss, np.asarray(w)
 
-    from batchwell.verdicts import _linearise, _variances
+    from batchwell.verdicts.linear import linearise, variances
 
     loss, best = problem(5)
-    covariance, ratios = _variances(_linearise(SGD(loss, 0.4, 4), best)[0])
+    covariance, ratios = variances(linearise(SGD(loss, 0.4, 4), best)[0])
     assert np.trace(covariance) == pytest.approx(0.08227, abs=3e-5)
     assert np.trace(covariance) * ratios["variance_ratio_frozen"] == pytest.approx(0.0755, abs=5e-5)
     loss, best = problem(2)

@@ -246,6 +246,21 @@ def test_martingale_controls_resolve_small_differences():
     assert drawn.errors[1].stderr < 4e-6
 
 
+def test_levels_resolve_errors_below_1e_6_in_three_dimensions():
+    """Quadratic loss, Laplace noise that no Gaussian can be coupled to: exact moments are known."""
+    curve = jnp.asarray([[1.5, 0.4, 0.0], [0.4, 1.0, -0.3], [0.0, -0.3, 0.7]])
+    sgd = SGD(additive(lambda x: x @ curve @ x / 2, "laplace", 3), 0.1)
+    ask = (lambda x: x @ x, 1.0, [0.1, 0.05], np.ones(3), (2,))
+    exact, drawn = (
+        weak_errors(sgd, *ask, method=m, paths=4096)[2] for m in ("moments", "simulation")
+    )
+    for a, b in zip(exact.errors, drawn.errors, strict=True):
+        assert b.stderr < 1e-6
+        assert abs(a.value - b.value) < 4 * b.stderr
+        assert abs(a.value) > 1000 * b.stderr
+    assert drawn.observed_order.value == pytest.approx(exact.observed_order.value, abs=1e-3)
+
+
 @pytest.mark.slow
 def test_simulation_where_no_operator_reaches():
     """Three parameters, logistic loss: order 2 beats order 1, each by many standard errors."""

@@ -50,7 +50,9 @@ def test_noise_that_vanishes_at_a_point_lets_drift_through():
     assert exit_time(op, [0.5]).value == pytest.approx(0.5, abs=1e-3)
     rough = generator(flow, (-1, 1), 64)
     law = rough.weights / rough.weights.sum()
-    assert rough.solve_transposed(law).sum() == pytest.approx(law @ rough.solve(np.ones(rough.size)))
+    assert rough.solve_transposed(law).sum() == pytest.approx(
+        law @ rough.solve(np.ones(rough.size))
+    )
 
 
 def test_a_trap_is_never_left_and_says_where():

@@ -23,18 +23,15 @@ Which one when: quadratic loss and a polynomial question, moments; one or two pa
 
 from __future__ import annotations
 
+from .affine import BatchFactors, affine_gradients, batch_factors, is_quadratic
 from .bounds import exit_time_bounds, transport_error
 from .chain import exit_time_map
 from .generator import generator
 from .interval import interval
 from .moments import (
-    BatchFactors,
     Moments,
-    affine_gradients,
-    batch_factors,
     exact_ornstein_uhlenbeck,
     expected_loss,
-    is_quadratic,
     mean_square_growth,
     moments,
     stability_limit,
