@@ -255,7 +255,7 @@ def _escape_time(
 STRONG = 0.05  # penalty of the logistic regression
 
 
-def stationary(seeds: int = 6, updates: int = 10_000) -> str:
+def stationary(seeds: int = 4, updates: int = 6000) -> str:
     """Stationary excess loss of logistic regression, predicted and measured, by sampling."""
     spectrum, lowest = _measured_at_the_minimum()
     rows = []

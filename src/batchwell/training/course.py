@@ -32,8 +32,8 @@ class Course:
     logs
         Further ``log(dict, step)`` callables.
     log_every
-        Updates between two logged losses, each the mean since the one before. The last update
-        of a batch size and the first of the next are always logged.
+        Updates between two logged losses, each the mean since the one before. A loss is logged at
+        the end of each batch size too, and the first update of the next is logged without one.
     """
 
     def __init__(
@@ -98,8 +98,9 @@ class Course:
         reading = Reading(self.examples, loss, noise, effective, examples)
         self.state = update(self.schedule, self.state, reading)
         changed = self.batch_size != before
-        if self.updates % self.log_every == 0 or self._fresh or changed:
-            self._log_loss(before, learning_rate, effective)
+        due = self.updates % self.log_every == 0 or self.updates == 1 or changed
+        if due or self._fresh:
+            self._log_update(before, learning_rate, effective, due)
         self._fresh = changed
         if noise is not None:
             self.record("noise_scale", noise.gradient_noise_scale)
@@ -121,16 +122,12 @@ class Course:
         if self.file:
             self.file.event(name, self.updates, examples=self.examples, **facts)
 
-    def _log_loss(self, batch_size: int, learning_rate: float, effective: float) -> None:
-        self.log(
-            {
-                "loss": self._loss_sum / max(self._loss_examples, 1),
-                "batch_size": batch_size,
-                "learning_rate": learning_rate,
-                "temperature": effective / batch_size,
-            }
-        )
-        self._loss_sum, self._loss_examples = 0.0, 0
+    def _log_update(self, size: int, learning_rate: float, effective: float, due: bool) -> None:
+        values = {"loss": self._loss_sum / max(self._loss_examples, 1)} if due else {}
+        values |= {"batch_size": size, "learning_rate": learning_rate}
+        self.log(values | {"temperature": effective / size})
+        if due:
+            self._loss_sum, self._loss_examples = 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Small JSON-safe state."""
