@@ -8,6 +8,9 @@ from batchwell._jax import jnp
 from batchwell.errors import InputError, RunError
 from batchwell.saddles import (
     batch_size_law,
+    escape_laws,
+    exact_quantile,
+    exact_survival,
     exit_sides,
     mean_overshoot,
     saddle_exit,
@@ -105,3 +108,38 @@ def test_overshoot_of_a_gaussian_walk():
     first = np.argmax(walks > 20, axis=1)
     over = walks[np.arange(len(walks)), first] - 20
     assert abs(over.mean() - mean_overshoot(1.0)) < 4 * over.std() / np.sqrt(len(over))
+
+
+@pytest.mark.parametrize(("eta", "steps"), [(0.1, 23.252648), (0.02, 149.225941)])
+def test_the_exact_law_and_its_limit(eta, steps):
+    law = saddle_exit(SGD(HILL, eta), [0.0], UNIT)
+    survival = exact_survival(law)
+    assert survival.sum() == pytest.approx(steps, abs=2e-6)
+    # The limit law's quantiles lie within two steps of the exact ones, in the middle and the tail.
+    levels = np.array([0.1, 0.5, 0.9, 0.99])
+    np.testing.assert_allclose(law.quantile(levels), exact_quantile(survival, levels), atol=2.0)
+    # Gumbel's tail: one factor g per step.
+    late = exact_quantile(survival, 0.999).astype(int)
+    assert survival[late] / survival[late + 1] == pytest.approx(1 + eta, rel=2e-3)
+    # Negative control: a growth rate off by a factor 2 is told apart.
+    wrong = saddle_exit(SGD(additive(lambda x: -(x @ x)), eta), [0.0], UNIT)
+    assert abs(wrong.quantile(0.5) - exact_quantile(survival, 0.5)) > 5
+
+
+def test_the_exact_law_of_an_off_centre_start():
+    sgd, interval = SGD(HILL, 0.05), box([-1.0], [2.0])
+    law = saddle_exit(sgd, [0.0], interval, start=[0.2])
+    seen = saddle_exit(sgd, [0.0], interval, start=[0.2], method="direct", paths=8192)
+    assert abs(exact_survival(law).sum() - seen.value) < 4 * seen.stderr
+    with pytest.raises(InputError, match="not of a diffusion"):
+        exact_survival(saddle_exit(diffusion_approximation(sgd), [0.0], interval))
+
+
+def test_the_almost_linear_law_stays_below_the_exponential_one():
+    laws = escape_laws(SGD(HILL, 0.05), [0.0], UNIT, exponent=0.5, log_prefactor=1.0)
+    saddle, leading = laws.by_batch["saddle"], laws.by_batch["log law"]
+    np.testing.assert_allclose(saddle[5:], leading[5:], rtol=0.02)
+    steps = np.diff(saddle[4:])  # each doubling adds log 2 / (2 log(1 + eta lambda))
+    np.testing.assert_allclose(steps, np.log(2) / (2 * np.log(1.05)), rtol=0.03)
+    ratio = laws.by_batch["minimum"][1:] / laws.by_batch["minimum"][:-1]
+    np.testing.assert_allclose(np.log(ratio[:3]), 0.5 * np.array([1, 2, 4]) / 0.05)

@@ -1,19 +1,29 @@
 """Agreement court: methods that share no code must agree on problems with known answers.
 
 False-alarm budget. A pair is called in disagreement beyond 4 joint standard errors of the log. For
-Gaussian errors that happens by chance once in 16000 pairs; splitting has t errors of 7 degrees
-of freedom, once in 190. The court hears 8 pairs with and 12 without splitting: a false alarm
-in about 1 of 24 courts over all seeds. Seeds are fixed, so it is drawn once.
+Gaussian errors that happens by chance once in 16000 pairs; splitting has t errors of 15 degrees of
+freedom (once in 860), importance of 7 (once in 190). `PAIRS` below counts the pairs heard: 16 with
+neither, 19 with splitting and not importance, 15 with importance: a false alarm in about 1 of
+10 courts over all seeds. Seeds are fixed, so it is drawn once.
 
 Planted errors must lose: each is an error that a careless implementation would make, and the court
 must find it by the margin it uses to call others in agreement.
 """
 
 import math
+from itertools import combinations
 
 import pytest
 
-from batchwell import SGD, Diffusion, additive, ball, diffusion_approximation, half_space
+from batchwell import (
+    SGD,
+    Diffusion,
+    additive,
+    ball,
+    diffusion_approximation,
+    half_space,
+    problem,
+)
 from batchwell.exits import compare_exit_times
 from batchwell.exits.compare import LIMIT, distance
 
@@ -22,30 +32,71 @@ BOWL = additive(lambda x: x @ x / 2)
 COINS = additive(lambda x: (x @ x - 1) ** 2 / 4, "rademacher")
 ACROSS = half_space([1.0], 1.0)
 
+PLANE = additive(lambda x: (x[0] ** 2 - 1) ** 2 / 4 + x[1] ** 2 * (0.6 + 0.4 * x[0]), dim=2)
+BEYOND = half_space([1.0, 0.0], 0.8)
+TILTED = problem("quadratic")
+
 # name -> (process, start, domain, methods in their regime)
 CASES = {
-    "bowl, chain": (SGD(BOWL, 0.14), [0.0], ball([0.0], 1.0), ["direct", "law", "splitting"]),
+    "bowl, chain": (
+        SGD(BOWL, 0.14),
+        [0.0],
+        ball([0.0], 1.0),
+        ["direct", "law", "splitting", "importance"],
+    ),
     "bowl, diffusion": (
         diffusion_approximation(SGD(BOWL, 0.16)),
         [0.0],
         ball([0.0], 1.0),
-        ["direct", "law", "sharp", "action"],
+        ["direct", "law", "sharp", "action", "splitting"],
     ),
     "well, chain": (
         SGD(WELL, 0.1),
         [-1.0],
         ACROSS,
-        ["direct", "law", "sharp", "action", "splitting"],
+        ["direct", "law", "sharp", "action", "splitting", "importance"],
     ),
-    "well, coin noise": (SGD(COINS, 0.12), [-1.0], ACROSS, ["direct", "law"]),
+    "well, coin noise": (SGD(COINS, 0.12), [-1.0], ACROSS, ["direct", "law", "splitting"]),
+    "quadratic in the plane, chain": (
+        SGD(TILTED.loss, 0.2),
+        TILTED.start,
+        TILTED.domain,
+        ["direct", "law", "splitting"],
+    ),
+    "quadratic in the plane, diffusion": (
+        diffusion_approximation(SGD(TILTED.loss, 0.2, 2)),
+        TILTED.start,
+        TILTED.domain,
+        ["direct", "law", "splitting", "importance"],
+    ),
+    "well in the plane, diffusion": (
+        diffusion_approximation(SGD(PLANE, 0.06)),
+        [-1.0, 0.0],
+        BEYOND,
+        ["direct", "sharp", "splitting", "importance"],
+    ),
 }
 OPTIONS = {
-    "direct": {"paths": 1024, "seed": 11, "substeps": 8},
-    "splitting": {"particles": 400, "replicas": 8, "seed": 7},
+    "direct": {"paths": 1024, "seed": 11},
+    "splitting": {"particles": 512, "replicas": 16, "seed": 7},
+    "importance": {"particles": 1024, "replicas": 8, "seed": 7},
 }
+SLOW = ("plane",)
+PAIRS = {"importance": 15, "splitting": 19, "neither": 16}
 
 
-@pytest.mark.parametrize("name", CASES)
+def test_the_budget_counts_the_pairs_that_are_heard():
+    heard = dict.fromkeys(PAIRS, 0)
+    for *_, methods in CASES.values():
+        for pair in combinations(methods, 2):
+            heard[next((k for k in PAIRS if k in pair), "neither")] += 1
+    assert heard == PAIRS
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if any(k in n for k in SLOW) else []) for n in CASES],
+)
 def test_all_methods_agree(name):
     process, start, domain, methods = CASES[name]
     out = compare_exit_times(process, start, domain, methods, OPTIONS)
@@ -98,6 +149,17 @@ def test_an_order_two_drift_of_the_wrong_sign_loses():
     )
     where = ([0.0], ball([0.0], 1.0))
     assert _judge((wrong, *where), (right, *where)) > LIMIT
+
+
+@pytest.mark.parametrize("method", ["splitting", "importance"])
+def test_a_covariance_off_by_five_percent_loses_against_rare_event_methods(method):
+    chain = SGD(WELL, 0.05)
+    wrong = SGD(additive(lambda x: (x @ x - 1) ** 2 / 4, scale=math.sqrt(1.05)), 0.05)
+    options = {method: {"particles": 2048, "replicas": 16, "seed": 1}}
+    out = compare_exit_times(chain, [-1.0], ACROSS, [method, "law"], options).answers
+    law = compare_exit_times(wrong, [-1.0], ACROSS, ["law"]).answers["law"]
+    assert distance(law, out[method]) > LIMIT
+    assert distance(out["law"], out[method]) < LIMIT
 
 
 def test_dropping_censored_paths_loses():

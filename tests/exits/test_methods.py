@@ -240,3 +240,11 @@ def test_a_start_in_the_plane_finds_ways_through_the_saddle_only():
     ways = channels(process, np.array([-1.0, 0.0]), half_space([1.0, 0.0], 0.8), order=8)
     assert len(ways) == 1
     np.testing.assert_allclose(ways[0].path.end, [0.0, 0.0], atol=1e-9)
+
+
+def test_a_start_at_no_minimum_is_offered_the_nearest():
+    with pytest.raises(InputError, match=r"\|drift\| = 0 at the start.*nearest minimum is at \[-1"):
+        mean_exit_time(SGD(WELL, 0.1), [0.0], half_space([1.0], 0.5), "action")
+    hill = additive(lambda x: -(x @ x) / 2)
+    with pytest.raises(InputError, match="no minimum was found in the domain"):
+        mean_exit_time(SGD(hill, 0.1), [0.0], UNIT, "splitting")

@@ -25,7 +25,7 @@ from .exponents import ExponentRow, exponent_map, holding_batch_size
 from .importance import importance
 from .regime import check_start
 from .roster import ExitMethod
-from .scan import ScanRow, fitted_exponent, scan_exits, survival_curve
+from .scan import ScanRow, expected_slope, fitted_exponent, scan_exits, survival_curve
 from .sharp import sharp
 from .splitting import splitting
 from .survey import ExitSurvey, sgd_and_diffusion, survey
@@ -40,6 +40,7 @@ __all__ = [
     "compare_exit_times",
     "exit_scan",
     "exit_survey",
+    "expected_slope",
     "exponent_map",
     "fitted_exponent",
     "holding_batch_size",

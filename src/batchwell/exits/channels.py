@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ import numpy as np
 from .._jax import jax, jnp
 from ..action import FixedPoint, Instanton, fixed_points, instantons
 from ..domain import Domain
-from ..dynamics import Process
+from ..dynamics import SGD, Process, Sampling, diffusion_approximation
 from ..errors import InputError, RunError
-from .regime import drift_of, flow
+from .regime import drift_of, flow, temperature_of
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,41 @@ def channels(
 ) -> list[Channel]:
     """Ways out, cheapest first: through saddles that lead out, else over the boundary.
 
+    Ways do not depend on the temperature: they are found once for all learning rates and batch
+    sizes that share a Hamiltonian.
+
     Raises
     ------
     RunError
         No way out was found.
     """
+    cold = _at_unit_temperature(process)
+    eps = temperature_of(process)
+    asked = tuple(sorted(options.items()))
+    found = _channels(cold, tuple(minimum.tolist()), domain, asked)
+    return [replace(w, path=replace(w.path, exponent=w.path.action / eps)) for w in found]
+
+
+def _at_unit_temperature(process: Process) -> Process:
+    """The process at learning rate 1 and batch size 1, where its action is the same."""
+    if isinstance(process, SGD):
+        if process.sampling != "with_replacement":
+            return process
+        return replace(process, learning_rate=1.0, batch_size=1)
+    sgd = process.sgd
+    if sgd is None or process.order != 1 or diffusion_approximation(sgd) is not process:
+        return process
+    return diffusion_approximation(replace(sgd, learning_rate=1.0, batch_size=1, sampling=DRAWN))
+
+
+DRAWN: Sampling = "with_replacement"
+
+
+@lru_cache(maxsize=64)
+def _channels(
+    process: Process, at: tuple[float, ...], domain: Domain, asked: tuple[tuple[str, Any], ...]
+) -> list[Channel]:
+    minimum, options = np.array(at), dict(asked)
     through, refused = [], []
     for p in leading_out(process, minimum, domain):
         try:

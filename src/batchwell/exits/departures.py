@@ -8,7 +8,7 @@ a departure gets out before it is back (Allen, Valeriani & ten Wolde, J. Phys.: 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,8 @@ class Core:
         For the fused engine.
     scheme
         Of diffusions.
+    precision
+        Of the simulated numbers, "float64" or "float32".
     """
 
     process: Process
@@ -58,6 +60,7 @@ class Core:
     first: float = math.nan
     threads: int | None = None
     scheme: str = "heun"
+    precision: str = "float64"
 
     def paths(self, stream: str, x: ArrayLike, index: ArrayLike) -> Ensemble:
         """Paths at the points `x`, (d,) or (m, d), with their keyed generators."""
@@ -82,6 +85,7 @@ class Core:
             self.substeps,
             threads=self.threads,
             scheme=self.scheme,
+            precision=self.precision,
         )
         if (done.fates == STOPPED).any():
             where = done.points[done.fates == STOPPED][0]
@@ -101,7 +105,7 @@ def core_of(
     substeps: int,
     relaxation: int,
     threads: int | None = None,
-    scheme: str = "heun",
+    precision: str = "float64",
 ) -> Core:
     """The core that half of the time around the minimum is spent in."""
     core = Core(
@@ -113,28 +117,16 @@ def core_of(
         substeps,
         relaxation,
         threads=threads,
-        scheme=scheme,
+        precision=precision,
     )
     pilot = core.paths("departures/pilot", minimum, np.arange(1024))
-    seen = advance(process, pilot, 10 * relaxation, substeps, threads=threads, scheme=scheme)
+    seen = advance(process, pilot, 10 * relaxation, substeps, threads=threads, precision=precision)
     scores = np.asarray(jax.vmap(score)(jnp.asarray(seen.x)))
     scores = scores[domain.contains(seen.x) & np.isfinite(scores)]
     require(len(scores) > 100, "score", len(scores), "must be finite around the minimum")
     inner, first = np.quantile(scores, [CORE_SHARE, FIRST_SHARE])
     require(first > inner, "score", float(inner), "must vary around the minimum")
-    return Core(
-        process,
-        domain,
-        score,
-        minimum,
-        seed,
-        substeps,
-        relaxation,
-        float(inner),
-        float(first),
-        threads,
-        scheme,
-    )
+    return replace(core, inner=float(inner), first=float(first))
 
 
 def relaxation_steps(process: Process, minimum: np.ndarray) -> int:

@@ -74,19 +74,43 @@ def attractor(process: Process, start: ArrayLike, domain: Domain) -> np.ndarray:
             "the noiseless flow from it leaves the domain near "
             f"{end}: there is no barrier to overcome",
         )
-    point = _newton(drift_of(process), end)
-    jacobian = np.asarray(jax.jacfwd(drift_of(process))(jnp.asarray(point)))
+    drift = drift_of(process)
+    point = _newton(drift, end)
+    jacobian = np.asarray(jax.jacfwd(drift)(jnp.asarray(point)))
     growth = float(np.linalg.eigvals(jacobian).real.max())
-    size = float(np.linalg.norm(np.asarray(drift_of(process)(jnp.asarray(point)))))
-    stable = growth < 0 and size < 1e-6
-    require(
-        stable,
+    size = float(np.linalg.norm(np.asarray(drift(jnp.asarray(point)))))
+    if growth < 0 and size < 1e-6:
+        return point
+    here = float(np.linalg.norm(np.asarray(drift(jnp.asarray(x)))))
+    raise InputError(
         "start",
         x,
-        f"flows to no stable minimum: |drift| = {size:.3g}, "
-        f"largest growth rate {growth:.3g} at {point}",
+        f"flows to no stable minimum: |drift| = {here:.3g} at the start, {size:.3g} at "
+        f"{np.array2string(point, precision=6)} with largest growth rate {growth:.3g}"
+        + _offer(process, point, domain),
     )
-    return point
+
+
+def _offer(process: Process, point: np.ndarray, domain: Domain) -> str:
+    """The minimum that the flow reaches from beside a point at rest, in words."""
+    drift = drift_of(process)
+    values, vectors = np.linalg.eig(np.asarray(jax.jacfwd(drift)(jnp.asarray(point))))
+    push = vectors[:, int(np.argmax(values.real))].real
+    push = 1e-3 * (1 + np.linalg.norm(point)) * push / np.linalg.norm(push)
+    for sign in (1.0, -1.0):
+        beside = point + sign * push
+        if not bool(domain.contains(beside)):
+            continue
+        inside, end = flow(process, beside, domain)
+        near = _newton(drift, end) if inside else end
+        rates = np.linalg.eigvals(np.asarray(jax.jacfwd(drift)(jnp.asarray(near)))).real
+        if inside and rates.max() < 0:
+            return f"; the nearest minimum is at {np.array2string(near, precision=6)}"
+    return (
+        "; no minimum was found in the domain near it: a saddle is left by `saddle_exit`"
+        if values.real.max() > 0
+        else "; no minimum was found in the domain near it"
+    )
 
 
 # Longest step of a diffusion's scheme, in units of its fastest relaxation time.

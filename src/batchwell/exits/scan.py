@@ -104,6 +104,35 @@ def fitted_exponent(rows: Sequence[ScanRow], method: str = "direct") -> Estimate
     )
 
 
+def expected_slope(rows: Sequence[ScanRow], over_boundary: bool) -> dict[str, float]:
+    """Slopes of log exit steps in 1 / eps that both exponents predict, prefactor included.
+
+    Over a saddle the prefactor does not depend on eps: the slope is V. Over a boundary against the
+    drift it goes like sqrt(eps) (Naeh, Klosek, Matkowsky & Schuss, SIAM J. Appl. Math. 50 (1990)),
+    which takes ``log(x_2 / x_1) / (2 (x_2 - x_1))`` off, x = 1 / eps at the ends of the rows.
+
+    Returns
+    -------
+    dict
+        "sgd" and "diffusion".
+
+    Examples
+    --------
+    >>> from batchwell import SGD, additive, ball
+    >>> from batchwell.exits import exit_scan, fitted_exponent
+    >>> bowl = SGD(additive(lambda x: x @ x / 2), learning_rate=0.05)
+    >>> rows = exit_scan(bowl, [0.0], ball([0.0], 1.0), [0.05], [1, 2], ["law"])
+    >>> slope = fitted_exponent(rows, "law").value
+    >>> abs(slope / expected_slope(rows, over_boundary=True)["sgd"] - 1) < 0.02
+    True
+    """
+    ends = sorted(r.inverse_temperature for r in rows)
+    require(ends[-1] > ends[0], "rows", len(rows), "must have at least two temperatures")
+    off = math.log(ends[-1] / ends[0]) / (2 * (ends[-1] - ends[0])) if over_boundary else 0.0
+    line = rows[0].exponents
+    return {"sgd": line.sgd - off, "diffusion": line.diffusion - off}
+
+
 def survival_curve(exits: FirstExits) -> dict[str, Floats]:
     """Share still inside against time, beside the exponential law of the same mean.
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from scipy.linalg import eigh, solve_continuous_lyapunov
 
 from .._jax import jax, jnp
 from ..action import Instanton
@@ -30,10 +31,12 @@ Array = Any
 CELLS = {1: 512, 2: 80, 3: 32}
 # Squared radius of the core in units of the stationary covariance.
 CORE_RADIUS = 0.5
+# Examples above which a sum over them is slow.
+MANY = 64
 
 
 def default_score(process: Process, minimum: np.ndarray, domain: Domain) -> Score:
-    """The committor's logarithm where a grid can hold it, else `action_score`.
+    """The committor's logarithm where a grid can hold it, else `quadratic_score` or `action_score`.
 
     The same question gets the same object, so that code compiled for it is found again.
     """
@@ -43,12 +46,49 @@ def default_score(process: Process, minimum: np.ndarray, domain: Domain) -> Scor
 @lru_cache(maxsize=32)
 def _default_score(process: Process, at: tuple[float, ...], domain: Domain) -> Score:
     minimum = np.array(at)
+    rounded = quadratic_score(process, minimum, domain)
+    if rounded is not None and (len(minimum) > 3 or (len(minimum) == 3 and _slow(process))):
+        return rounded
     if len(minimum) in CELLS:
         try:
             return committor_score(process, minimum, domain)
         except BatchwellError:  # unbounded, singular or too fine for the grid
             pass
     return action_score(process, minimum, domain)
+
+
+def _slow(process: Process) -> bool:
+    """Whether drift and noise are sums over many examples: too slow for a grid of three directions."""
+    sgd = process if isinstance(process, SGD) else process.sgd
+    return sgd is not None and sgd.loss.noise is None and sgd.loss.size > MANY
+
+
+def quadratic_score(process: Process, minimum: np.ndarray, domain: Domain) -> Score | None:
+    """How far towards the boundary, and how unlikely, in quadratic approximation; 1 where they meet.
+
+    The mean of the distance in the metric of the level function's Hessian and of that of the
+    linearised stationary law. None unless the minimum is also one of the level function, as for a
+    sublevel set of the loss.
+    """
+    level, point = domain.level, jnp.asarray(minimum)
+    assert level is not None
+    bend = np.asarray(jax.hessian(level)(point))
+    slope, depth = np.asarray(jax.grad(level)(point)), -float(level(point))
+    if not np.all(np.isfinite(bend)) or np.linalg.eigvalsh(bend)[0] <= 0:
+        return None
+    if np.linalg.norm(slope) * np.sqrt(2 * depth / np.linalg.eigvalsh(bend)[0]) > 0.05 * depth:
+        return None
+    own = diffusion_approximation(process) if isinstance(process, SGD) else process
+    precision = np.linalg.inv(_covariance(own, minimum))
+    # The most likely point of {x : x.bend x = 2 depth} has x.precision x = 2 depth times this.
+    least = float(eigh(precision, bend, eigvals_only=True)[0])
+    by_level, by_law = jnp.asarray(bend / (2 * depth)), jnp.asarray(precision / (2 * depth * least))
+
+    def score(x: Array) -> Array:
+        y = x - point
+        return 0.5 * (jnp.sqrt(y @ by_level @ y) + jnp.sqrt(y @ by_law @ y))
+
+    return score
 
 
 def committor_score(process: Process, minimum: np.ndarray, domain: Domain) -> Table:
@@ -80,8 +120,6 @@ def core_function(own: Diffusion, minimum: np.ndarray) -> Callable[[Array], Arra
 
 
 def _covariance(own: Diffusion, minimum: np.ndarray) -> np.ndarray:
-    from scipy.linalg import solve_continuous_lyapunov
-
     point = jnp.asarray(minimum)
     slope = np.asarray(jax.jacfwd(own.drift)(point))
     return np.asarray(solve_continuous_lyapunov(slope, -np.asarray(own.tensor(point))))

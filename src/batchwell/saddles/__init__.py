@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .exact import exact_quantile, exact_survival
 from .exit import SaddleExit, mean_overshoot, saddle_exit
 from .many import EscapeLaws, SaddleSequence, batch_size_law, escape_laws, saddle_sequence
 from .simulated import exit_sides
@@ -12,6 +13,8 @@ __all__ = [
     "SaddleSequence",
     "batch_size_law",
     "escape_laws",
+    "exact_quantile",
+    "exact_survival",
     "exit_sides",
     "mean_overshoot",
     "saddle_exit",

@@ -14,7 +14,7 @@ overshoot of the chain: Siegmund, "Sequential Analysis" (1985), ch. 8.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,8 @@ class SaddleExit:
         Log of the growth factor per SGD step.
     shift
         Constant, in steps, added for discrete overshoot and for noise on the way.
+    chain
+        Whether it is the law of SGD and not of a diffusion.
     method, notes
         How the numbers came about, and what they do not say.
     """
@@ -73,10 +75,15 @@ class SaddleExit:
     shift: float
     method: str
     notes: tuple[str, ...] = ()
-    seeds: Floats = field(default_factory=lambda: np.zeros(0), repr=False)
+    chain: bool = True
 
     def survival(self, steps: ArrayLike) -> Floats:
-        """Chance of still being inside after `steps` SGD steps, same shape."""
+        """Chance of still being inside after `steps` SGD steps, same shape.
+
+        The limit law for small noise, of ``log(L / |Z|) / log g`` with Z Gaussian: its upper tail is
+        Gumbel's, ``P(T > t) ~ sqrt(2 / pi) (L / s) g^-t`` (Bakhtin, SPA 118 (2008)). For the exact
+        one see `exact_survival`.
+        """
         from scipy.stats import norm
 
         t = np.maximum(np.asarray(steps, dtype=float) - self.shift, 0.0)
@@ -251,6 +258,7 @@ def _law(process: Process, x: np.ndarray, begin: np.ndarray, domain: Domain) -> 
         shift,
         "asymptotic law of the exit from a saddle",
         _notes(process, unstable, noise, distance, lam),
+        chain,
     )
     mean, spread, side = _moments(out)
     return replace(out, mean=mean, variance=spread, side=side)
