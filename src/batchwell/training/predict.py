@@ -439,7 +439,10 @@ def predictions(
         out["temperature"] = Estimate(eps, 0.0, (eps, eps), "learning rate / examples", "eta c", 1)
     if barrier is not None:
         mode = "without_replacement" if sampling == "reshuffle" else sampling
-        out["escape_exponent"] = escape_exponent(spectrum, learning_rate, batch_size, barrier, mode)
+        bound = escape_exponent(spectrum, learning_rate, batch_size, barrier, mode)
+        if mode != sampling:
+            bound = bound.with_notes("of fresh subsets: reshuffled epochs are quieter than these")
+        out["escape_exponent"] = bound
     if drop is not None:
         out["saddle_escape"] = saddle_escape_steps(
             spectrum, learning_rate, batch_size, drop, sampling
