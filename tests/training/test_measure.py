@@ -390,6 +390,8 @@ def test_more_is_refused_or_said_in_one_line() -> None:
     probe = Probe(model, data_size=10)
     with pytest.raises(InputError, match="needs at least one measured step"):
         probe.noise()
+    with pytest.raises(InputError, match="must have a tensor with a dimension 0"):
+        model(torch.tensor(1.0))
     with pytest.raises(BatchwellError, match="forward was not called"):
         probe.step(torch.tensor(1.0))
     loss = F.cross_entropy(model(x), y)

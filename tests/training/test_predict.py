@@ -280,6 +280,9 @@ def test_critical_batch_size_is_that_of_the_dense_matrices() -> None:
 
 def test_scores_say_how_far_off() -> None:
     predicted = predictions(bowl(), 0.3, 4, "with_replacement", barrier=1.0)
+    epochs = predictions(bowl(), 0.3, 4, barrier=1.0)  # reshuffled: no temperature
+    assert "temperature" not in epochs
+    assert any("fresh subsets" in note for note in epochs["escape_exponent"].notes)
     came = {
         "stationary_excess_loss": hovering("with_replacement", 0.3, 4),
         "escape_exponent": Estimate(1e3, 1.0, (998.0, 1002.0), "1", "", 9),

@@ -40,7 +40,7 @@ _HOME = {
     "predictions": "predict",
     "preview": "schedule",
     "saddle_escape_steps": "predict",
-    "score": "predict",
+    "score": "scoring",
     "stationary_loss": "predict",
     "temperature": "predict",
     "to_tensorboard": "log",

@@ -73,9 +73,15 @@ def _draws(module: Module) -> bool:
     return bool(module.training and module.dropout > 0)
 
 
-def check_forward(before: Tensor, dropout: str) -> None:
+def generator_state(model: Module) -> Tensor:
+    """State of the random generator that the model's forward would draw from."""
+    device = next(model.parameters()).device
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def check_forward(model: Module, before: Tensor, dropout: str) -> None:
     """Refuse a forward that drew random numbers since the generator was in state `before`."""
-    if dropout == "refuse" and not torch.equal(before, torch.get_rng_state()):
+    if dropout == "refuse" and not torch.equal(before, generator_state(model)):
         raise InputError(
             "model",
             "random forward",

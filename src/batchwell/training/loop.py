@@ -332,6 +332,19 @@ def attach(
     InputError
         The loader has no length, or a batch of the schedule is larger than the data or no multiple
         of the micro-batches.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from batchwell.training import attach
+    >>> data = [(torch.ones(8, 2), torch.zeros(8, 1)) for _ in range(6)]
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> training = attach(model, optimizer, data, "0:8 16:32")
+    >>> for inputs, targets in training:
+    ...     _ = training.step((model(inputs) - targets).square().mean())
+    >>> training.course.updates, training.batch_size
+    (3, 32)
     """
     one_of("knob", knob, KNOBS)
     check_loader(loader)

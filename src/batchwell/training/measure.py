@@ -13,7 +13,14 @@ from typing import Any, final
 from ..errors import Divergence, InputError, RunError, finite, whole
 from . import per_example
 from ._torch import torch
-from .checks import check_forward, check_loss, check_modes, check_reduction, reduction_of
+from .checks import (
+    check_forward,
+    check_loss,
+    check_modes,
+    check_reduction,
+    generator_state,
+    reduction_of,
+)
 from .noise import StepNoise, solve_step, weight_factor
 from .steps import WINDOW, StepProbe, gradients, norm_squared, over_processes, processes, strided
 from .watch import Pass, Watch
@@ -183,11 +190,11 @@ class Probe(StepProbe):
     def _before_forward(self) -> None:
         check_modes(self._modes, self.dropout)
         if self._watch.trial:
-            self._generator_state = torch.get_rng_state()
+            self._generator_state = generator_state(self.model)
 
     def _after_forward(self) -> None:
         if self._watch.trial:
-            check_forward(self._generator_state, self.dropout)
+            check_forward(self.model, self._generator_state, self.dropout)
 
     def _take(self) -> list[Pass] | None:
         try:

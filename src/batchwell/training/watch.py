@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from ..errors import InputError
 from . import attention, per_example
 from ._torch import torch
 from .norms import (
@@ -405,4 +406,6 @@ def examples_in(args: Any, kwargs: Any, batch_dim: int) -> int:
     for leaf in args if args and isinstance(args[0], torch.Tensor) else _leaves((args, kwargs)):
         if isinstance(leaf, torch.Tensor) and leaf.dim() > batch_dim:
             return int(leaf.shape[batch_dim])
-    raise ValueError(f"no tensor with a dimension {batch_dim} among the model's inputs")
+    raise InputError(
+        "model", "inputs", f"must have a tensor with a dimension {batch_dim} among its inputs"
+    )
