@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset  # noqa: E402
 
 from batchwell.errors import Divergence, InputError, RunError  # noqa: E402
 from batchwell.estimate import Estimate  # noqa: E402
+from batchwell.training.accumulate import AccumulationProbe  # noqa: E402
 from batchwell.training.log import JsonLines, to_tensorboard  # noqa: E402
 from batchwell.training.loop import Training, attach  # noqa: E402
 from batchwell.training.measure import Probe  # noqa: E402
@@ -269,6 +270,17 @@ def test_a_batch_of_one_example_is_not_measured() -> None:
     training.close()
     assert probe.steps == training.course.updates == 3 * 7
     assert probe.noise().steps == 4  # its window is full
+
+
+def test_accumulated_gradients_measure_too() -> None:
+    """48 = 3 x 16; of 103 examples the last update has one micro-batch, of 7."""
+    model = network(dropout=0.0)
+    probe = AccumulationProbe(model, data_size=EXAMPLES, micro_batches="by_size", window=6)
+    training = attach(model, optimiser(model), loader(16), 48, probe=probe)
+    run(training, model, 4)
+    training.close()
+    assert training.course.updates == probe.steps == 12
+    assert probe.noise().batch_size == 48
 
 
 def test_a_schedule_that_needs_noise_gets_a_probe() -> None:

@@ -16,11 +16,11 @@ from ._torch import torch
 from .batches import check_loader, examples_in
 from .course import Course
 from .log import Log
-from .measure import Probe
 from .noise import GradientNoise
 from .schedule import Schedule
 from .schedules import as_schedule
 from .states import check_fingerprint, fingerprint
+from .steps import StepProbe
 from .updates import OpenUpdate, data_size, learning_rate_of, limit, measured, scale_gradients
 
 try:
@@ -60,11 +60,11 @@ class LightningSchedule(Callback):
         logdir: str | Path | None = None,
         log: Log | Iterable[Log] = (),
         log_every: int = 10,
-        probe: Callable[[Any], Probe] | None = None,
+        probe: Callable[[Any], StepProbe] | None = None,
     ) -> None:
         self.schedule = as_schedule(schedule)
         self._make_probe = probe
-        self._probe: Probe | None = None
+        self._probe: StepProbe | None = None
         self._loss: Any = None
         self.course: Course | None = None
         self._logdir, self._log_every = logdir, log_every

@@ -28,6 +28,7 @@ from .measure import Probe
 from .schedule import Reading, Schedule, update
 from .schedules import as_schedule
 from .states import check_fingerprint, clone, fingerprint, save_atomic
+from .steps import StepProbe
 from .updates import (
     OpenUpdate,
     data_size,
@@ -252,7 +253,7 @@ class _Loop:
         world: int,
         backward: Callable[[Any], Any] | None,
         before_update: Callable[[], Any] | None,
-        probe: Probe | None,
+        probe: StepProbe | None,
         keep_every: int,
     ) -> None:
         self.resized = knob == "sampler"
@@ -292,7 +293,7 @@ def attach(
     knob: str = "accumulation",
     backward: Callable[[Any], Any] | None = None,
     before_update: Callable[[], Any] | None = None,
-    probe: Probe | None = None,
+    probe: StepProbe | None = None,
     keep_every: int = 100,
 ) -> Training:
     """Put a training loop under a batch-size schedule.
@@ -321,8 +322,9 @@ def attach(
     before_update
         Called when the gradients are complete, for example to clip them.
     probe
-        What measures the gradient noise, made with ``micro_batches="by_size"``; its answers are
-        logged and given to the schedule. One is made if the schedule needs it.
+        What measures the gradient noise, `Probe` or `AccumulationProbe`, made with
+        ``micro_batches="by_size"``; its answers are logged and given to the schedule. A `Probe` is
+        made if the schedule needs one.
     keep_every
         Updates between copies of model and optimiser that are kept for a loss that is not finite;
         0 keeps none.

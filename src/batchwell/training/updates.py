@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import require
+from ..errors import InputError, require
 from ._torch import torch
-from .measure import Probe
+from .accumulate import AccumulationProbe
 from .noise import GradientNoise
 from .schedule import Schedule
+from .steps import StepProbe
 
 
 class OpenUpdate:
@@ -27,6 +28,11 @@ class OpenUpdate:
         self.local += examples
         self._losses.append((examples, loss))
 
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches so far, of this process."""
+        return len(self._losses)
+
     def over_processes(self, world: int, group: Any = None) -> tuple[int, float]:
         """Examples and mean loss of the update, over all processes."""
         if world == 1 and len(self._losses) == 1:
@@ -39,11 +45,16 @@ class OpenUpdate:
         return round(float(both[1])), float(both[0] / both[1])
 
 
-def measured(probe: Probe | None, loss: Any, opened: OpenUpdate) -> GradientNoise | None:
+def measured(probe: StepProbe | None, loss: Any, opened: OpenUpdate) -> GradientNoise | None:
     """The probe's answer, once in each of its windows; the gradients are not averaged yet."""
     if probe is None:
         return None
-    probe.step(loss, scale=opened.local / opened.unit)
+    try:
+        probe.step(loss, scale=opened.local / opened.unit)
+    except InputError:
+        # The rest of an epoch may be one micro-batch, which this probe has nothing to compare with.
+        if not (isinstance(probe, AccumulationProbe) and opened.micro_batches == 1):
+            raise
     return probe.noise() if probe.steps % (probe.every * probe.window) == 0 else None
 
 
