@@ -35,6 +35,7 @@ _HOME = {
     "diffusion": "dynamics",
     "diffusion_approximation": "dynamics",
     "exit_time": "law",
+    "exit_time_bounds": "law",
     "exponent_map": "exits",
     "find_minima": "landscape",
     "finite_sum": "loss",
@@ -57,6 +58,7 @@ _HOME = {
     "transfer_operator": "law",
     "validity": "verdicts",
     "weak_error": "weak",
+    "weak_study": "weak",
 }
 
 __all__ = sorted(_HOME)
