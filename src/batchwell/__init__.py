@@ -38,6 +38,7 @@ _HOME = {
     "diffusion_approximation": "dynamics",
     "disconnectivity_tree": "landscape",
     "exit_time": "law",
+    "exit_time_bounds": "law",
     "exponent_map": "exits",
     "find_minima": "landscape",
     "find_saddles": "landscape",
@@ -69,6 +70,7 @@ _HOME = {
     "validity": "verdicts",
     "verify_schedules": "metastable",
     "weak_error": "weak",
+    "weak_study": "weak",
 }
 
 __all__ = sorted(_HOME)

@@ -23,6 +23,7 @@ from batchwell.law import (
     expectation,
     generator,
     law_after,
+    quasi_stationary,
     quasi_stationary_exit,
     relaxation_time,
     spectrum,
@@ -291,3 +292,19 @@ def test_rare_exits_in_the_plane():
     assert one > 1e13
     assert answer.value == pytest.approx(one, rel=1e-3)
     assert abs(answer.value - one) < 2 * answer.stderr
+
+
+def test_laws_and_spectra_in_space_need_no_direct_factors(monkeypatch):
+    """The iterative solver of large 3-D grids, forced on a small one, against direct factors."""
+    flow = ornstein(0.3, 3)
+    box = ((-1,) * 3, (1,) * 3)
+
+    def answers():
+        op = generator(flow, box, nodes=12)
+        return quasi_stationary(op).rate, spectrum(op, 3).real, quasi_stationary(op).mass
+
+    direct = answers()
+    monkeypatch.setattr("batchwell.law.sparse_solver.DIRECT_3D", 100)
+    assert generator(flow, box, nodes=12).solver.iterative
+    for a, b in zip(direct, answers(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-10)

@@ -41,6 +41,8 @@ RULE, COARSE_RULE = 24, 20
 MAX_NODES = 40000
 METHODS = ("auto", "nystrom", "hat", "spectral")
 
+Row = Callable[[Floats], tuple[Any, Floats]]
+
 
 def chain_operator(
     sgd: SGD,
@@ -115,6 +117,14 @@ def _nystrom_on(
         exits = _tails(step, ends, centre, spread)
         return _close_open_ends(ends, rates, exits)
 
+    name = f"transfer operator, Gauss-Legendre panels, {len(y)} nodes"
+    return _operator(y, w, row, coarse, name)
+
+
+def _operator(
+    y: Floats, w: Floats, row: Row, coarse: Operator | None, method: str, **more: Any
+) -> Operator:
+    """The operator whose rows at its own nodes y (n,), of weights w (n,), are ``row(y)``."""
     rates, exits = row(y[:, None])
     return Operator(
         "chain",
@@ -124,9 +134,9 @@ def _nystrom_on(
         exits,
         ("lower", "upper"),
         row,
-        order=0,
         coarse=coarse,
-        method=f"transfer operator, Gauss-Legendre panels, {len(y)} nodes",
+        method=method,
+        **more,
     )
 
 
@@ -162,22 +172,10 @@ def _hat(step: Kernel, ends: Interval, nodes: int | None) -> Operator:
 def _hat_on(step: Kernel, ends: Interval, count: int, coarse: Operator | None) -> Operator:
     y = np.linspace(ends.lower, ends.upper, count)
     row = _atom_rows(step, ends, y) if isinstance(step, AtomKernel) else _cell_rows(step, ends, y)
-    rates, exits = row(y[:, None])
     w = np.full(count, ends.width / (count - 1))
     w[[0, -1]] /= 2
-    return Operator(
-        "chain",
-        y[:, None],
-        w,
-        rates,
-        exits,
-        ("lower", "upper"),
-        row,
-        order=2,
-        coarse=coarse,
-        image=_image(step, y),
-        method=f"transfer operator, mass-conserving push-forward, {count} nodes",
-    )
+    name = f"transfer operator, mass-conserving push-forward, {count} nodes"
+    return _operator(y, w, row, coarse, name, order=2, image=_image(step, y))
 
 
 def _image(step: Kernel | RuleKernel, y: Floats) -> Floats:
@@ -189,9 +187,6 @@ def _image(step: Kernel | RuleKernel, y: Floats) -> Floats:
     with np.errstate(invalid="ignore"):
         far = np.stack([centre + spread * e for e in step.law.support], axis=1)
     return np.sort(far, axis=1)
-
-
-Row = Callable[[Floats], tuple[Any, Floats]]
 
 
 def _atom_rows(step: AtomKernel, ends: Interval, y: Floats) -> Row:
@@ -290,21 +285,8 @@ def _spectral_on(
         rates = sparse.csr_array((values.ravel(), (rows, columns.ravel())), shape=(len(x), n))
         return rates, exits
 
-    rates, exits = row(y[:, None])
-    return Operator(
-        "chain",
-        y[:, None],
-        w,
-        rates,
-        exits,
-        ("lower", "upper"),
-        row,
-        order=0,
-        coarse=coarse,
-        positive=False,
-        image=_image(step, y),
-        method=f"backward master equation, polynomial panels, {n} nodes",
-    )
+    name = f"backward master equation, polynomial panels, {n} nodes"
+    return _operator(y, w, row, coarse, name, positive=False, image=_image(step, y))
 
 
 def panel_interpolation(edges: Floats, q: int) -> Callable[[Floats], tuple[Any, Floats]]:

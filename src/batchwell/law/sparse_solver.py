@@ -128,6 +128,16 @@ class GridSolver:
         diagonal = sparse.diags_array((self._total() + self.exits)[keep])
         return IncompleteLU(sparse.csr_array(diagonal - self.rates[keep][:, keep]))
 
+    @cached_property
+    def _incomplete_transposed(self) -> IncompleteLU:
+        return IncompleteLU(sparse.csr_array(self._incomplete.matrix.T))
+
+    def _solve_inner_transposed(self, rhs: Floats) -> Floats:
+        """A00^-T rhs with the reference absorbing, for rhs (n - 1,)."""
+        if not self.iterative:
+            return self._inner(rhs, True)
+        return self._incomplete_transposed.solve(rhs, np.ones(len(rhs)))
+
     def _solve_inner(self, rhs: Floats, guess: Floats | None) -> Floats:
         """A00^-1 rhs with the reference absorbing, for rhs (n - 1,)."""
         if not self.iterative:
@@ -181,7 +191,7 @@ class GridSolver:
         return out + self._back * top
 
     def solve_transposed(self, rhs: Floats) -> Floats:
-        """A^-T rhs for rhs (n,): expected visits from the starting law rhs (direct factors)."""
+        """A^-T rhs for rhs (n,): expected visits from the starting law rhs."""
         b = np.asarray(rhs, dtype=np.float64)
         if self.tridiagonal:
             return self._visits_on_a_line(b)
@@ -189,7 +199,7 @@ class GridSolver:
         top = float(self._back @ b) / self._escape_rate
         out = np.empty_like(b)
         out[ref] = top
-        out[keep] = self._inner(b[keep] + top * self._out_of_reference[keep], True)
+        out[keep] = self._solve_inner_transposed(b[keep] + top * self._out_of_reference[keep])
         return out
 
     def visits_between_returns(self) -> Floats:
@@ -197,7 +207,7 @@ class GridSolver:
         if self.tridiagonal:
             pi = self._line_weights()
             return np.delete(pi / pi[self.reference], self.reference)
-        return np.maximum(self._inner(self._out_of_reference[self._kept], True), 0.0)
+        return np.maximum(self._solve_inner_transposed(self._out_of_reference[self._kept]), 0.0)
 
     def _bands(self) -> tuple[Floats, Floats]:
         n = len(self.exits)

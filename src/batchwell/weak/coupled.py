@@ -175,8 +175,8 @@ class _Control:
         return tuple(t[start:stop] for t in every)
 
 
-def _pictures(step: Step, covariance: Callable[[Array, Any], Array]) -> Any:
-    """``back(x, target, h, p, curve)``: one step backwards through ``step(x, noise, h)``.
+def _pictures(step: Step, covariance: Callable[[Array, Any], Array]) -> tuple[Any, Any]:
+    """``move(x, h)`` without noise, and one step backwards, ``back(x, target, h, p, curve)``.
 
     p and curve are slope and Hessian of E phi after the step, at `target`; the noise has
     ``covariance(x, h)``. For quadratic losses nothing is left out, and the control is perfect.
@@ -198,15 +198,16 @@ def _pictures(step: Step, covariance: Callable[[Array, Any], Array]) -> Any:
         tables = slope(x, none), jax.jacfwd(slope, argnums=0)(x, none), square
         return tables, jax.grad(before)(x), jax.hessian(before)(x)
 
-    return back
+    return jax.jit(lambda x, h: step(x, jnp.zeros_like(x), h)), back
 
 
-def _control(step: Step, back: Any, phi: Phi, x0: Floats, count: int, h: float) -> _Control:
-    move = jax.jit(lambda x: step(x, jnp.zeros_like(x), h))
+def _control(maps: tuple[Any, Any], end: Any, x0: Floats, count: int, h: float) -> _Control:
+    """Tables over `count` steps of length h; `end` gives slope and Hessian of phi."""
+    move, back = maps
     path = [jnp.asarray(x0)]
     for _ in range(count):
-        path.append(move(path[-1]))
-    p, curve = jax.grad(phi)(path[-1]), jax.hessian(phi)(path[-1])
+        path.append(move(path[-1], h))
+    p, curve = end(path[-1])
     found = []
     for x, target in zip(reversed(path[:-1]), reversed(path[1:]), strict=True):
         tables, p, curve = back(x, target, h, p, curve)
@@ -269,7 +270,8 @@ def _walks(sgd: SGD, flow: Diffusion, phi: Phi, x0: Floats, steps: int) -> Walk:
 
     advance = [jax.jit(jax.vmap(f, in_axes=(0, 0, 0, 0, None, None))) for f in (first, later)]
     values = jax.jit(jax.vmap(phi))
-    backs = (
+    end = jax.jit(lambda x: (jax.grad(phi)(x), jax.hessian(phi)(x)))
+    maps = (
         _pictures(chain, lambda x, h: h**2 * sgd.noise_covariance(x)),
         _pictures(heun, lambda y, h: h * flow.tensor(y)),
     )
@@ -278,8 +280,8 @@ def _walks(sgd: SGD, flow: Diffusion, phi: Phi, x0: Floats, steps: int) -> Walk:
     def control(level: int) -> _Control:
         """Of SGD (level -1), or of the diffusion at 2^level steps per step of SGD."""
         if level < 0:
-            return _control(chain, backs[0], phi, x0, steps, eta)
-        return _control(heun, backs[1], phi, x0, steps * 2**level, eta / 2**level)
+            return _control(maps[0], end, x0, steps, eta)
+        return _control(maps[1], end, x0, steps * 2**level, eta / 2**level)
 
     def walk(rng: np.random.Generator, level: int) -> tuple[Floats, Floats]:
         start = np.broadcast_to(x0, (2 * CHUNK, len(x0))), np.zeros(2 * CHUNK)
