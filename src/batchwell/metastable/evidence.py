@@ -33,6 +33,7 @@ RARE = 3.0  # V / eps from which formulas are used
 DISAGREE = 2.5  # joint standard errors
 BEYOND = 0.02  # how far past a saddle splitting ends, in lengths minimum-saddle
 STRAYED = 0.05  # share of paths around a minimum found elsewhere from which splitting is silent
+HASTY = 0.1  # crossings of a wall in one relaxation time above which splitting is silent
 COMMIT = 4.0  # slowest times, at minimum and saddles, after which what crossed has made up its mind
 RARE_METHODS = ("formula", "splitting")
 
@@ -287,14 +288,17 @@ def _by_splitting(
     """Jumps over the walls around a minimum.
 
     What crossed runs on for some of the slowest times, then is quenched: what is then back where it
-    came from has not jumped, or was only on an excursion. Nothing is said where paths around the minimum were found elsewhere:
-    there are ways out that no wall closes, or exits are too frequent for splitting.
+    came from has not jumped, or was only on an excursion. Nothing is said where paths around the
+    minimum were found elsewhere (a way out that no wall closes), or cross walls so often that they
+    have no time in between to forget the minimum where they started again.
     """
     run = _Landed(sgd, walls, particles, seed)
+    crossings = []
     settle = math.ceil(COMMIT / (sgd.learning_rate * walls.slowest))
     levels, rates, strayed = run.pilot(), [], []
     for k in range(replicas):
         flux, chance = run.replica(levels, k)
+        crossings.append(flux * chance)
         strayed.append(float(np.mean(states(run.walked) != source)))
         landed = np.empty(0, dtype=int)
         if len(run.ends):
@@ -302,7 +306,8 @@ def _by_splitting(
             landed = states(advance(sgd, over, settle).x)
         counts = np.bincount(landed, minlength=len(states.landscape.minima) + 1)
         rates.append(flux * chance * counts / max(len(landed), 1))
-    if np.mean(strayed) > STRAYED:
+    # What crosses starts again from the minimum: it must have time to forget that.
+    if np.mean(strayed) > STRAYED or np.mean(crossings) * run.relaxation > HASTY:
         return []
     table = np.array(rates)
     mean, spread = table.mean(axis=0), table.std(axis=0, ddof=1) / math.sqrt(replicas)
