@@ -196,3 +196,25 @@ def test_the_network_is_the_stated_one():
     assert entry.symmetry.distance(image, w) == pytest.approx(0, abs=1e-12)
     assert entry.symmetry.distance(rng.standard_normal(25), w) > 1
     assert jax.config.jax_enable_x64
+
+
+def test_the_digits_network_is_the_stated_one_and_its_tests_are_held_out():
+    from batchwell.problems.real import digits_data
+
+    entry = ALL["digits-network"]
+    (inputs, labels), (held, truth) = digits_data()
+    assert (inputs.shape, held.shape) == ((150, 6), (1647, 6))
+    assert (len(labels), len(truth)) == (150, 1647)
+    assert (entry.loss.n, entry.loss.dim) == (150, 33)
+    # No training row is held out.
+    assert not {tuple(row) for row in inputs} & {tuple(row) for row in held}
+    assert set(truth) == {-1.0, 1.0}
+    w = np.random.default_rng(93).standard_normal(33)
+    hidden = np.tanh(held @ w[:24].reshape(4, 6).T + w[24:28])
+    score = hidden @ w[28:32] + w[32]
+    error = float(entry.tests["test error"].mean(jnp.asarray(w)))
+    assert error == pytest.approx(np.mean(truth * score <= 0), abs=1e-12)
+    loss = float(entry.tests["test loss"].mean(jnp.asarray(w)))
+    assert loss == pytest.approx(np.mean(np.log1p(np.exp(-truth * score))), rel=1e-9)
+    image = entry.symmetry.align(w, np.random.default_rng(94).standard_normal(33))
+    assert float(entry.loss.mean(image)) == pytest.approx(float(entry.loss.mean(w)), abs=1e-12)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import batchwell as bw
-from batchwell._jax import jnp
+from batchwell._jax import jax, jnp
 from batchwell.errors import InputError
 from batchwell.landscape import (
     NOWHERE,
@@ -22,6 +22,7 @@ from batchwell.landscape import (
     extended,
     find_minima,
     find_saddles,
+    generalisation,
     quench,
     relisted,
     sharpness,
@@ -259,6 +260,26 @@ def test_a_survey_joins_what_sgd_crossed():
     assert all(count > 0 for count in done.crossed.values())
 
 
+def test_generalisation_is_a_rank_correlation_with_an_interval_and_may_be_no():
+    problem = bw.problem("himmelblau")
+    found = find_minima(problem.loss, GRIDS["himmelblau"][::3, ::3].reshape(-1, 2))
+    curvature = jax.hessian(problem.loss.mean)
+    tests = {
+        "sharp is worse": bw.additive(lambda x: jnp.trace(curvature(x)) ** 2, dim=2),
+        "sharp is better": bw.additive(lambda x: -jnp.trace(curvature(x)), dim=2),
+        "unrelated": bw.additive(lambda x: jnp.sin(40 * x[0]), dim=2),
+    }
+    done = generalisation(found, tests)
+    worse, better = (done.correlations["trace", k] for k in ("sharp is worse", "sharp is better"))
+    assert (worse.value, better.value) == (pytest.approx(1.0), pytest.approx(-1.0))
+    assert worse.interval[0] <= 1 <= worse.interval[1]
+    assert "no measurably" in done.verdict("unrelated", "trace")
+    assert "have a lower sharp is worse" in done.verdict("sharp is worse", "trace")
+    assert "have a higher sharp is better" in done.verdict("sharp is better", "trace")
+    with pytest.raises(InputError, match="tests.other = 1"):
+        generalisation(found, {"other": bw.additive(lambda x: x[0])})
+
+
 def test_wrong_pairs_are_refused():
     problem = bw.problem("two-basins")
     found = find_minima(problem.loss, [[-1.3], [0.6]])
@@ -266,3 +287,67 @@ def test_wrong_pairs_are_refused():
         find_saddles(found, [([0.0, 1.0], [1.0, 2.0])])
     with pytest.raises(InputError, match="neighbours = -1"):
         find_saddles(found, neighbours=-1)
+
+
+def test_minima_and_saddles_of_many_parameters_from_products_alone(monkeypatch):
+    """A double well along a hidden direction among 300 parameters, coupled to the others."""
+    dim = 230
+    u = np.random.default_rng(85).standard_normal(dim)
+    mirror, curvature = (
+        jnp.asarray(u / np.linalg.norm(u)),
+        jnp.asarray(np.geomspace(0.1, 2, dim - 1)),
+    )
+
+    def surface(x):
+        y = x - 2 * mirror * jnp.dot(mirror, x)
+        return (y[0] ** 2 - 1) ** 2 / 4 + jnp.dot(curvature, (y[1:] - 0.05 * y[0] ** 2) ** 2) / 2
+
+    loss = bw.additive(surface, dim=dim, scale=np.eye(dim)[:, :2])
+    # Not one Hessian is formed.
+    monkeypatch.setattr(type(loss), "hessian", lambda self, x: pytest.fail("a dense Hessian"))
+    starts = 0.5 * np.random.default_rng(86).standard_normal((4, dim))
+    found = find_minima(loss, starts)
+    assert len(found.minima) == 2
+    assert found.undecided == 0
+    for m in found.minima:
+        assert m.loss == pytest.approx(0, abs=1e-12)
+        # In y: 2 + .01 sum(c) at the well's own entry, c elsewhere; a mirror keeps the trace.
+        assert m.trace == pytest.approx(2 + (1 + 0.01) * float(curvature.sum()), rel=1e-6)
+        assert m.noise_trace == pytest.approx(2)
+    (saddle,) = find_saddles(found, softest=0)
+    assert saddle.joins
+    assert saddle.loss == pytest.approx(0.25, abs=1e-9)
+    assert saddle.eigenvalues == pytest.approx([-1.0, 0.1], abs=1e-5)
+    assert saddle.gradient_norm < 1e-9
+
+
+def test_flat_directions_are_said_with_their_remedy():
+    ring = bw.additive(lambda x: (x @ x - 1) ** 2 / 4, dim=2)
+    with pytest.raises(bw.RunError, match="flat directions"):
+        find_minima(ring, [[0.5, 0.2], [-1.0, 1.0]])
+    # Weight decay alone does not break a rotation; fixing what it moves does.
+    fixed = bw.additive(lambda x: (x @ x - 1) ** 2 / 4)
+    assert len(find_minima(fixed, [[0.5], [-0.5]]).minima) == 2
+
+
+def test_a_loss_without_lower_bound_is_said_to_have_none():
+    with pytest.raises(bw.Divergence, match="no lower bound"):
+        find_minima(bw.additive(lambda x: x[0]), [[0.0]])
+
+
+def test_trust_regions_hold_no_saddle():
+    """In many dimensions a narrow way out leads over a saddle that random directions miss."""
+    dim = 20
+
+    # The valley is bent: along y the well's bottom moves sideways, to a pass at distance 1.
+    def surface(x):
+        y, rest = x[0], x[1:]
+        return 1e-2 * (y**2 / 2 - y**3 / 3) + jnp.sum((rest - y**2) ** 2) / 2
+
+    loss = bw.additive(surface, dim=dim)
+    found = quench(loss, [[0.1] + [0.0] * (dim - 1)], max_steps=20_000)
+    assert np.linalg.norm(found.attractors.centers[0]) < 1e-8
+    # The pass: y = 1, rest = 1.
+    pass_ = np.ones(dim)
+    assert found.attractors.radii[0] < np.linalg.norm(pass_)
+    assert (found.attractors.labels(pass_[None]) == -1).all()

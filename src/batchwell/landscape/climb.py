@@ -16,6 +16,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 
 from .._jax import jax, jnp, serial
 from ..loss import StochasticLoss
+from .quench import gradient_at
 from .spectrum import DENSE, extreme_modes, hessian_operator
 
 Array = Any
@@ -68,7 +69,7 @@ def climb_by_products(
     Lanczos gives the lowest mode, conjugate gradients Newton's step across it (Munro & Wales, Phys.
     Rev. B 59, 1999).
     """
-    slope_at = _gradient(loss)
+    slope_at = gradient_at(loss)
     radius, slope = FIRST_RADIUS * (1.0 + float(np.linalg.norm(x))), np.asarray(slope_at(x))
     for k in range(ROUND * ROUNDS):
         if np.linalg.norm(slope) < tolerance:
@@ -109,11 +110,6 @@ def _across(hessian: LinearOperator, mode: np.ndarray, slope: np.ndarray) -> np.
     operator = LinearOperator(hessian.shape, matvec=inner, dtype=np.float64)
     move, _ = cg(operator, right, rtol=min(0.1, size), maxiter=400)
     return move if move @ right > 0 else right
-
-
-@lru_cache(maxsize=32)
-def _gradient(loss: StochasticLoss) -> Callable[[Array], Array]:
-    return serial(jax.jit(loss.gradient))
 
 
 def _round(loss: StochasticLoss, *state: np.ndarray) -> tuple[np.ndarray, ...]:

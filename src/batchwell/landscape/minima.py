@@ -142,8 +142,9 @@ def landscape_of(loss: StochasticLoss, symmetry: Symmetry, result: Quench) -> La
     reached = Counter(int(k) for k in result.labels if k != UNDECIDED)
     if not reached:
         raise RunError(
-            "no isolated minimum was reached: the loss has flat directions (add weight decay or "
-            "divide them out), or falls without lower bound"
+            f"no isolated minimum was reached from {len(result.labels)} starts: the loss has flat "
+            "directions (add weight decay, or fix the parameters that a continuous symmetry moves), "
+            "or falls without lower bound"
         )
     groups = _group(result.attractors.centers, sorted(reached), symmetry)
     shapes = [_shape(loss)(result.attractors.centers[g[0]]) for g in groups]

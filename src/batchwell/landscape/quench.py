@@ -281,9 +281,9 @@ def newton_krylov(loss: StochasticLoss, x: np.ndarray) -> np.ndarray:
     from scipy.optimize import minimize
 
     found = minimize(
-        lambda y: float(_mean(loss)(y)),
+        lambda y: float(mean_at(loss)(y)),
         x,
-        jac=lambda y: np.asarray(_gradient(loss)(y)),
+        jac=lambda y: np.asarray(gradient_at(loss)(y)),
         hessp=lambda y, v: hessian_operator(loss, y) @ v,
         method="trust-ncg",
         options={"gtol": STATIONARY / 2, "maxiter": 200},
@@ -291,11 +291,11 @@ def newton_krylov(loss: StochasticLoss, x: np.ndarray) -> np.ndarray:
     end = np.asarray(found.x)
     # Differences of F drown in rounding before the gradient does: a few steps without looking at F.
     for _ in range(5):
-        slope = np.asarray(_gradient(loss)(end))
+        slope = np.asarray(gradient_at(loss)(end))
         if not np.linalg.norm(slope) >= STATIONARY:
             break
         end = end - minres(hessian_operator(loss, end), slope, rtol=1e-8)[0]
-    if not np.linalg.norm(np.asarray(_gradient(loss)(end))) < STATIONARY:
+    if not np.linalg.norm(np.asarray(gradient_at(loss)(end))) < STATIONARY:
         return np.full_like(x, np.nan)
     values, _ = _spectrum_ends(loss, end)
     return end if values[0] > FLAT * values[-1] else np.full_like(x, np.nan)
@@ -358,7 +358,7 @@ def _radius_of_image(
     size = float(np.linalg.norm(center))
     for k in np.flatnonzero(np.abs(norms - size) <= SAME_IMAGE * (1.0 + size)):
         other = known.centers[k]
-        losses = [float(_mean(loss)(x)) for x in (center, other)]
+        losses = [float(mean_at(loss)(x)) for x in (center, other)]
         if abs(losses[0] - losses[1]) <= SAME_IMAGE * (1.0 + abs(losses[0])):
             theirs = _spectrum_ends(loss, other)[0]
             if np.abs(theirs - values).max() <= SAME_IMAGE * values[-1]:
@@ -428,12 +428,14 @@ def _descent(loss: StochasticLoss) -> Callable[..., Any]:
 
 
 @lru_cache(maxsize=32)
-def _gradient(loss: StochasticLoss) -> Callable[[Array], Array]:
+def gradient_at(loss: StochasticLoss) -> Callable[[Array], Array]:
+    """grad F, compiled once."""
     return serial(jax.jit(loss.gradient))
 
 
 @lru_cache(maxsize=32)
-def _mean(loss: StochasticLoss) -> Callable[[Array], Array]:
+def mean_at(loss: StochasticLoss) -> Callable[[Array], Array]:
+    """F, compiled once."""
     return serial(jax.jit(loss.mean))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import require, whole
 from .climb import climb
 from .minima import SAME, Landscape, classify
-from .quench import FLAT, STATIONARY, UNDECIDED, quench
+from .quench import FLAT, STATIONARY, UNDECIDED, gradient_at, mean_at, quench
 from .spectrum import largest_curvature, lowest_modes
 from .strings import descents, lines, relax, summits
 
@@ -245,12 +245,12 @@ class _Search:
         return Saddle(
             "",
             x,
-            float(self.loss.mean(x)),
+            float(mean_at(self.loss)(x)),
             values,
             vectors[:, 0],
             (NOWHERE, NOWHERE),
             np.full((2, self.loss.dim), np.nan),
-            float(np.linalg.norm(np.asarray(self.loss.gradient(x)))),
+            float(np.linalg.norm(np.asarray(gradient_at(self.loss)(x)))),
             method,
         )
 
