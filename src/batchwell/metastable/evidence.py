@@ -33,7 +33,8 @@ RARE = 3.0  # V / eps from which formulas are used
 DISAGREE = 2.5  # joint standard errors
 BEYOND = 0.02  # how far past a saddle splitting ends, in lengths minimum-saddle
 STRAYED = 0.05  # share of paths around a minimum found elsewhere from which splitting is silent
-COMMIT = 4.0  # times of growth at the saddle after which what crossed has made up its mind
+HASTY = 0.1  # crossings of a wall in one relaxation time above which splitting is silent
+COMMIT = 4.0  # slowest times, at minimum and saddles, after which what crossed has made up its mind
 RARE_METHODS = ("formula", "splitting")
 
 
@@ -187,14 +188,14 @@ class _Rule:
 class _Walls:
     """Planes through the saddles around a minimum, across their unstable directions.
 
-    `normals` (k, d) point outwards, `lengths` (k,) are distances from the minimum, `growth` the
-    slowest rate at which what passed a saddle leaves it.
+    `normals` (k, d) point outwards, `lengths` (k,) are distances from the minimum, `slowest` the
+    least curvature at the minimum or across a saddle: excursions last as long as that allows.
     """
 
     minimum: np.ndarray
     normals: np.ndarray
     lengths: np.ndarray
-    growth: float
+    slowest: float
 
     @property
     def score(self) -> Callable[[Any], Any]:
@@ -213,7 +214,7 @@ def _walls(landscape: Landscape, saddles: Sequence[Saddle], state: int) -> _Wall
     """Walls around the minimum of `state`: each saddle as its image closest to it."""
     loss, home = landscape.loss, landscape.minima[state].x
     hessian = jax.jit(loss.hessian)
-    normals, lengths, growth = [], [], []
+    normals, lengths, rates = [], [], [landscape.minima[state].lambda_min]
     for saddle in saddles:
         for side in np.flatnonzero(np.array(saddle.ends) == state):
             x = landscape.symmetry.align(saddle.x, home)
@@ -224,10 +225,10 @@ def _walls(landscape: Landscape, saddles: Sequence[Saddle], state: int) -> _Wall
             normal = vectors[:, 0] * np.sign((x - home) @ vectors[:, 0])
             normals.append(normal)
             lengths.append(float((x - home) @ normal))
-            growth.append(-float(values[0]))
-    if not normals or min(lengths) <= 0 or min(growth) <= 0:
+            rates.append(-float(values[0]))
+    if not normals or min(lengths) <= 0 or min(rates) <= 0:
         return None
-    return _Walls(home, np.array(normals), np.array(lengths), min(growth))
+    return _Walls(home, np.array(normals), np.array(lengths), min(rates))
 
 
 class _Landed(SplittingRun):
@@ -286,15 +287,18 @@ def _by_splitting(
 ) -> list[Evidence]:
     """Jumps over the walls around a minimum.
 
-    What crossed runs on until it has left the saddle, then is quenched: what is then back where it
-    came from has not jumped. Nothing is said where paths around the minimum were found elsewhere:
-    there are ways out that no wall closes, or exits are too frequent for splitting.
+    What crossed runs on for some of the slowest times, then is quenched: what is then back where it
+    came from has not jumped, or was only on an excursion. Nothing is said where paths around the
+    minimum were found elsewhere (a way out that no wall closes), or cross walls so often that they
+    have no time in between to forget the minimum where they started again.
     """
     run = _Landed(sgd, walls, particles, seed)
-    settle = math.ceil(COMMIT / (sgd.learning_rate * walls.growth))
+    crossings = []
+    settle = math.ceil(COMMIT / (sgd.learning_rate * walls.slowest))
     levels, rates, strayed = run.pilot(), [], []
     for k in range(replicas):
         flux, chance = run.replica(levels, k)
+        crossings.append(flux * chance)
         strayed.append(float(np.mean(states(run.walked) != source)))
         landed = np.empty(0, dtype=int)
         if len(run.ends):
@@ -302,7 +306,8 @@ def _by_splitting(
             landed = states(advance(sgd, over, settle).x)
         counts = np.bincount(landed, minlength=len(states.landscape.minima) + 1)
         rates.append(flux * chance * counts / max(len(landed), 1))
-    if np.mean(strayed) > STRAYED:
+    # What crosses starts again from the minimum: it must have time to forget that.
+    if np.mean(strayed) > STRAYED or np.mean(crossings) * run.relaxation > HASTY:
         return []
     table = np.array(rates)
     mean, spread = table.mean(axis=0), table.std(axis=0, ddof=1) / math.sqrt(replicas)
