@@ -154,6 +154,16 @@ def test_occupation_is_that_of_runs_the_rates_did_not_see(
     assert sum(c.inside < c.cells for c in wrong) >= 4
 
 
+def test_looks_that_are_too_rare_bound_a_rate_only() -> None:
+    # All 38 paths had left at their first look: the rate is at least some 4 / 4096.
+    jumps, _ = expected_jumps([Looks(4096, np.array([[0.0, 38.0], [0.0, 500.0]]))])
+    assert jumps[0, 1] < 1
+    # With looks at which half stay, the same number of departures is worth as many jumps.
+    some, steps = expected_jumps([Looks(64, np.array([[40.0, 38.0], [0.0, 500.0]]))])
+    assert some[0, 1] == pytest.approx(38, rel=0.2)
+    assert steps[0] / some[0, 1] == pytest.approx(-64 / np.log(40 / 78), rel=1e-3)
+
+
 def test_likelihood_recovers_a_generator_from_looks_as_rare_as_stays() -> None:
     from scipy.linalg import expm
 

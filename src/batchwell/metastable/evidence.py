@@ -23,6 +23,7 @@ from ..errors import InputError, RunError, one_of
 from ..estimate import Estimate
 from ..exits.channels import Channel
 from ..exits.crossings import crossings
+from ..exits.departures import relaxation_steps
 from ..exits.sharp import discrete_kramers, kramers
 from ..landscape import Landscape, Saddle
 from .states import StateMap
@@ -33,6 +34,7 @@ RARE = 3.0  # V / eps from which formulas are used
 DISAGREE = 2.5  # joint standard errors
 BEYOND = 0.02  # how far past a saddle splitting ends, in lengths minimum-saddle
 STRAYED = 0.05  # share of paths around a minimum found elsewhere from which splitting is silent
+HASTY = 0.1  # crossings of a wall in one relaxation time above which splitting is silent
 COMMIT = 4.0  # slowest times, at minimum and saddles, after which what crossed has made up its mind
 RARE_METHODS = ("formula", "splitting")
 
@@ -264,8 +266,8 @@ def _by_splitting(
 
     What crossed runs on for some of the slowest times, then is quenched: what is then back where
     it came from has not jumped, or was only on an excursion. Nothing is said where paths around
-    the minimum were found elsewhere: there are ways out that no wall closes, or exits are too
-    frequent for splitting.
+    the minimum were found elsewhere (a way out that no wall closes), or cross walls so often that
+    they have no time in between to forget the minimum where they started again.
     """
     found = crossings(sgd, walls.minimum, walls.domain, walls.score, particles, replicas, seed)
     settle = math.ceil(COMMIT / (sgd.learning_rate * walls.slowest))
@@ -278,7 +280,8 @@ def _by_splitting(
             landed = states(advance(sgd, over, settle).x)
         counts = np.bincount(landed, minlength=len(states.landscape.minima) + 1)
         rates.append(crossing.rate * counts / max(len(landed), 1))
-    if np.mean(strayed) > STRAYED:
+    often = float(np.mean([c.rate for c in found])) * relaxation_steps(sgd, walls.minimum)
+    if np.mean(strayed) > STRAYED or often > HASTY:
         return []
     table = np.array(rates)
     mean, spread = table.mean(axis=0), table.std(axis=0, ddof=1) / math.sqrt(replicas)

@@ -25,6 +25,8 @@ from .states import StateMap
 
 PILOT_PATHS = 3  # per minimum
 LONGER = 4  # factor between the lags of two rounds
+SOONER, SOONER_ROUNDS = 16, 3  # factor between lags, and rounds, where paths hardly ever stay
+STAYED = 0.1  # share of pairs of looks in one state below which the lag was too long
 LEAST, MOST = 1e-15, 1.0  # rates per step
 VAGUE = 1.2  # inferred jumps per departure seen from which information is looked at
 LEAST_KNOWN = 0.05  # jumps
@@ -126,6 +128,7 @@ def count_jumps(
         if lag >= longest:
             break
         lag = min(lag * LONGER, longest)
+    _look_sooner(watch, lags, max(paths, target), found)
     jumps, exposure = expected_jumps(found)
     return JumpCounts(
         sgd.batch_size,
@@ -136,6 +139,22 @@ def count_jumps(
         series,
         watch.states.unlisted,
     )
+
+
+def _look_sooner(watch: _Watch, lags: np.ndarray, many: int, found: list[Looks]) -> None:
+    """Add looks at shorter lags from states that were hardly ever seen to stay: a pilot erred."""
+    lags = lags.copy()
+    for _ in range(SOONER_ROUNDS):
+        stayed = sum((np.diag(k.counts) for k in found), np.zeros(watch.m))
+        seen = sum((k.counts.sum(axis=1) for k in found), np.zeros(watch.m))
+        hasty = np.flatnonzero((stayed < STAYED * seen)[:-1] & (lags > 1))
+        if not hasty.size:
+            return
+        lags[hasty] = np.maximum(lags[hasty] // SOONER, 1)
+        for lag in np.unique(lags[hasty]).astype(int):
+            due = hasty[lags[hasty] == lag]
+            part = watch.until_left(np.repeat(due, many), int(lag), f"/sooner-{lag}")
+            found.append(Looks(int(lag), _pairs(part, watch.m)))
 
 
 class _Watch:
@@ -258,7 +277,10 @@ def expected_jumps(looks: Sequence[Looks], rounds: int = 300) -> tuple[np.ndarra
     _, jumps, steps = _expectation(looks, rates)
     inferred, departures = jumps.sum(axis=1), seen.sum(axis=1)
     known = np.minimum(inferred, departures)
-    vague = np.flatnonzero(inferred > VAGUE * departures)
+    stayed = sum((np.diag(k.counts) for k in looks), np.zeros(m))
+    # Paths that were never seen to stay bound their rate from below only.
+    hasty = (stayed < 2 * STAYED * departures) & (departures > 0)
+    vague = np.flatnonzero(hasty | (inferred > VAGUE * departures))
     if vague.size:
         known[vague] = np.minimum(known[vague], _information(looks, rates, vague))
     scale = np.divide(known, inferred, out=np.ones(m), where=inferred > 0)
