@@ -7,8 +7,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import batchwell as bw
+from batchwell.cli import main
 from batchwell.landscape import disconnectivity_tree, find_minima, find_saddles
 from batchwell.metastable import Stage, known_network, occupation, optimal_schedule
 from batchwell.report import document
@@ -182,6 +184,8 @@ def test_what_was_interrupted_is_reported_and_resumed(tmp_path, monkeypatch):
     text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "This is not finished" in text
     assert "Disconnectivity tree" in text
+    # The command that goes on names every setting, so that it meets the same run.
+    assert "--batch-size 1,2 --starts 6 --budget 400 --paths 4 --seed 0 --out" in text
     again = landscape_study("two-basins", tmp_path / "run", quiet=True, resume=True, **settings)
     assert again.result.finished
 
@@ -248,3 +252,23 @@ def test_the_script_computes_what_the_library_does(tmp_path):
         for label, estimate in law.items():
             shown = float(rows[label][3].rstrip("%")) / 100
             assert shown == pytest.approx(estimate.value, abs=0.012)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["nonsense"], "problem = 'nonsense': must be one of"),
+        (["two-basins", "--batch-size", "4"], "must name at least two batch sizes"),
+        (["two-basins", "--batch-size", "1.5,2"], "--batch-size = 1.5: must be a whole number"),
+        (["two-basins", "--learning-rate", "-1"], "learning_rate = -1.0: must be a positive"),
+        (["two-basins", "--budget", "2"], "budget = 2: must be a whole number, at least 4"),
+        (["maier-stein"], "has no loss"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(options, says, tmp_path):
+    out = tmp_path / "run"
+    result = CliRunner().invoke(main, ["landscape", *options, "--out", str(out)])
+    assert result.exit_code == 2
+    assert says in result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert not out.exists()

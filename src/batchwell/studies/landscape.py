@@ -99,6 +99,17 @@ class _Plan:
             shape
         )
 
+    def command(self, what: Any, code: Any, folder: Path) -> str:
+        """What runs this again, every setting spelt out."""
+        name = self.subject.name if isinstance(what, StochasticLoss) else what
+        sizes = ",".join(str(b) for b in self.batch_sizes)
+        extra = f" --code {code}" if code is not None else ""
+        return (
+            f"batchwell landscape {name}{extra} --learning-rate {self.learning_rate:g} "
+            f"--batch-size {sizes} --starts {self.starts} --budget {self.budget} "
+            f"--paths {self.paths} --seed {self.seed} --out {folder}"
+        )
+
     def record(self, command: str) -> dict[str, Any]:
         versions = {"batchwell": __version__, "python": python_version()}
         versions |= {name: version(name) for name in VERSIONS}
@@ -164,7 +175,7 @@ def landscape_study(
     )
     plan.check()
     folder = Path(out) if out is not None else Path("runs") / f"{subject.name}-landscape"
-    record = plan.record(f"batchwell landscape {subject.name} --out {folder}")
+    record = plan.record(plan.command(what, code, folder))
     return LandscapeStudy(
         _carry_out(plan, runs.create(folder, record, resume), record, quiet), folder
     )
