@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numba
 import numpy as np
@@ -21,6 +22,9 @@ from scipy.linalg import blas
 Floats = NDArray[np.float64]
 
 BLOCK = 96
+# Jumps this much rarer than the most frequent one are not followed through an elimination: what
+# they could change lies below any rate that a float64 answer can show.
+NEGLIGIBLE = 1e-100
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,29 +60,40 @@ def gth_factor(rates: Floats, exits: Floats) -> GTH:
     """Factor A = diag(row sums + exits) - rates for rates (n, n) >= 0, exits (n,) >= 0.
 
     The diagonal of `rates` is ignored: staying in place changes nothing here.
-    Blocks keep the work in matrix products; all of it is sums of non-negative terms.
+    Blocks keep the work in matrix products; all of it is sums of non-negative terms. Only the
+    stretch that a block's states jump to is touched, so that short steps in a wide domain, whose
+    matrix is a band, cost its width squared and not the square of its size.
     """
     a = np.array(rates, dtype=np.float64, order="C")
     e = np.array(exits, dtype=np.float64)
-    n = len(a)
+    n, tiny = len(a), NEGLIGIBLE * float(a.max(initial=0.0))
     for k in range(0, n, BLOCK):
         m = min(k + BLOCK, n)
-        _eliminate_rows(a, e, k, m)
+        end = m + _extent(np.any(a[k:m, m:] > tiny, axis=0))
+        _eliminate_rows(a, e, k, m, end)
         if m == n:
             break
         upper = -np.triu(a[k:m, k:m], 1) + np.diag(np.diag(a[k:m, k:m]))
+        low = m + _extent(np.any(a[m:, k:m] > tiny, axis=1))
         # F (D - U) = A_RK: a triangular solve whose every term is added.
-        f = blas.dtrsm(1.0, upper, a[m:, k:m], side=1, lower=0)
-        a[m:, k:m] = f
-        a[m:, m:] += f @ a[k:m, m:]
-        e[m:] += f @ e[k:m]
+        f = blas.dtrsm(1.0, upper, a[m:low, k:m], side=1, lower=0)
+        a[m:low, k:m], a[low:, k:m] = f, 0.0
+        a[m:low, m:end] += f @ a[k:m, m:end]
+        e[m:low] += f @ e[k:m]
     return GTH(a)
 
 
+def _extent(used: Any) -> int:
+    """One more than the index of the last entry set; 0 for none."""
+    return int(len(used) - used[::-1].argmax()) if used.any() else 0
+
+
 @numba.njit(cache=True, error_model="numpy")
-def _eliminate_rows(a, e, start, stop):  # type: ignore[no-untyped-def]
-    """Eliminate states start ... stop-1 from each other; pivots are sums, never differences."""
-    n = a.shape[0]
+def _eliminate_rows(a, e, start, stop, n):  # type: ignore[no-untyped-def]
+    """Eliminate states start ... stop-1, which jump below n, from each other.
+
+    Pivots are sums, never differences.
+    """
     for k in range(start, stop):
         pivot = e[k]
         for j in range(k + 1, n):
