@@ -88,14 +88,11 @@ def string_action(
     require(n % 2 == 1, "points", n, "must be odd: every second point is used for its error")
     x = _bowed(x0, x1, n) if path is None else np.array(path, dtype=np.float64)
     require(x.shape == (n, h.dim), "path", x.shape, f"must have shape ({n}, {h.dim})")
-    relaxed, change, k = x, np.inf, 0
-    move, length = _mover(h, n), float(np.linalg.norm(np.diff(x, axis=0), axis=1).sum())
-    for k in range(1, most + 1):  # noqa: B007 - counts the steps taken
-        new = equal_arcs(np.asarray(move(jnp.asarray(relaxed), step)))
-        change = float(np.abs(new - relaxed).max()) / (step * length)
-        relaxed = new
-        if change < tolerance or not np.isfinite(change):
-            break
+    length = float(np.linalg.norm(np.diff(x, axis=0), axis=1).sum())
+    last, moved, count = _relaxer(h, n)(jnp.asarray(x), step, tolerance * step * length, most)
+    relaxed, change, k = np.asarray(last), float(moved) / (step * length), int(count)
+    if not np.all(np.isfinite(relaxed)):
+        raise RunError(f"the string left the finite numbers in step {k}: lower step")
     if not change < max(1e3 * tolerance, 1e-4):
         raise RunError(f"the string moved by {change:.2g} of its length in step {k}: lower step")
     fine, coarse = (_action(h, relaxed[::every]) for every in (1, 2))
@@ -113,8 +110,28 @@ def _bowed(x0: np.ndarray, x1: np.ndarray, n: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=32)
+def _relaxer(h: Hamiltonian, n: int) -> Any:
+    """Compiled ``(x (n, d), step, tolerance, most) -> (x, last move, steps taken)``."""
+    move = _mover(h, n)
+
+    @jax.jit
+    def run(x: Array, step: Array, tolerance: Array, most: Array) -> tuple[Array, Array, Array]:
+        def body(state: Any) -> Any:
+            x, _, k = state
+            new = equal_arcs(move(x, step))
+            return new, jnp.max(jnp.abs(new - x)), k + 1
+
+        def unfinished(state: Any) -> Array:
+            # A NaN compares false and ends the loop.
+            return (state[1] >= tolerance) & (state[2] < most)
+
+        return jax.lax.while_loop(unfinished, body, (x, jnp.asarray(jnp.inf), 0))
+
+    return run
+
+
 def _mover(h: Hamiltonian, n: int) -> Any:
-    """Compiled relaxation step of the whole string (n, d)."""
+    """Relaxation step of the whole string (n, d)."""
     ds = 1.0 / (n - 1)
     solve = jax.vmap(momentum(h))
 
@@ -125,7 +142,6 @@ def _mover(h: Hamiltonian, n: int) -> Any:
         h_pp_hx = jax.jvp(lambda q: jax.grad(h.value, argnums=1)(x, q), (p,), (h_x,))[1]
         return -lam * h_pxv + h_pp_hx
 
-    @jax.jit
     def move(x: Array, tau: Array) -> Array:
         v = (x[2:] - x[:-2]) / (2 * ds)
         theta, mu = solve(x[1:-1], v)
@@ -146,14 +162,29 @@ def _mover(h: Hamiltonian, n: int) -> Any:
     return move
 
 
-def equal_arcs(x: np.ndarray) -> np.ndarray:
-    """The curve (n, d) with its points at equal arc length, by a cubic spline."""
-    from scipy.interpolate import CubicSpline
-
-    arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(x, axis=0), axis=1))])
-    if not np.all(np.diff(arc) > 0):
-        raise RunError("the string left the finite numbers or folded onto itself: lower step")
-    return np.asarray(CubicSpline(arc, x)(np.linspace(0, arc[-1], len(x))))
+def equal_arcs(x: Array) -> Array:
+    """The curve (n, d) with its points at equal arc length, by cubic Hermite pieces."""
+    gaps = jnp.linalg.norm(jnp.diff(x, axis=0), axis=1)
+    arc = jnp.concatenate([jnp.zeros(1), jnp.cumsum(gaps)])
+    chord = jnp.diff(x, axis=0) / gaps[:, None]
+    left, right = gaps[:-1, None], gaps[1:, None]
+    inner = (right * chord[:-1] + left * chord[1:]) / (left + right)  # of parabolas through three
+    slope = jnp.concatenate(
+        [(2 * chord[0] - inner[0])[None], inner, (2 * chord[-1] - inner[-1])[None]]
+    )
+    wanted = jnp.linspace(0.0, 1.0, x.shape[0]) * arc[-1]
+    k = jnp.clip(jnp.searchsorted(arc, wanted, side="right") - 1, 0, x.shape[0] - 2)
+    h = gaps[k][:, None]
+    t = (wanted - arc[k])[:, None] / h
+    start, end = x[k], x[k + 1]
+    out = (
+        start
+        + t * (end - start)
+        + t
+        * (1 - t)
+        * (h * slope[k] * (1 - t) - h * slope[k + 1] * t - (end - start) * (1 - 2 * t))
+    )
+    return out.at[0].set(x[0]).at[-1].set(x[-1])
 
 
 def _action(h: Hamiltonian, x: np.ndarray) -> float:
