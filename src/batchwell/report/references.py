@@ -190,7 +190,7 @@ BIBLIOGRAPHY: Mapping[str, Reference] = {
         "Annales Henri Poincaré 17 (2016), 3499-3532",
         "sharp mean exit times of diffusions",
     ),
-    "cerou-guyader": Reference(
+    "brehier": Reference(
         "C.-E. Bréhier, M. Gazeau, L. Goudenège, T. Lelièvre, M. Rousset",
         "Unbiasedness of some generalized adaptive multilevel splitting algorithms",
         "Annals of Applied Probability 26 (2016), 3559-3601",

@@ -129,8 +129,11 @@ def ways_figure(found: ExitSurvey) -> Figure | None:
     panels = landscape(found)
     if not panels:
         return None
+    # A diffusion that is no SGD's has its action in units of its own noise: V as in the lines above.
+    known = slopes(found)
     best = [
-        f"{name}: V = {wording.number(ways[0].path.action, 4)} at " + _point(ways[0].path.end)
+        f"{name}: V = {wording.number(known.get(name, ways[0].path.action), 4)} at "
+        + _point(ways[0].path.end)
         for name, ways in found.ways.items()
         if ways
     ]

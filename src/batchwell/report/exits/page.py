@@ -38,7 +38,7 @@ def document(found: ExitSurvey) -> Document:
                 "Exit times against B/η",
                 "Every method that applies was asked for the mean number of steps until the "
                 f"{found.domain.name} is left.",
-                ("freidlin-wentzell", "bouchet-reygner", "cerou-guyader", "dupuis-wang"),
+                ("freidlin-wentzell", "bouchet-reygner", "brehier", "dupuis-wang"),
                 figures.times_figure(found),
                 tables=(_answers(found),),
                 long_tables=tuple(t for t in (_pairs(found), _refused(found)) if t),
