@@ -143,6 +143,7 @@ def test_splitting_needs_a_second_method_for_tiny_chances():
     assert "disagrees" in second_opinion(first, other).notes[-1]
 
 
+@pytest.mark.slow
 def test_splitting_in_the_plane_agrees_with_importance_sampling():
     plane = additive(lambda x: (x[0] ** 2 - 1) ** 2 / 4 + x[1] ** 2 * (0.6 + 0.4 * x[0]), dim=2)
     where = ([-1.0, 0.0], half_space([1.0, 0.0], 0.8))
