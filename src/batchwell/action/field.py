@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.interpolate import RegularGridInterpolator
 from scipy.linalg import solve_continuous_lyapunov
+from scipy.ndimage import maximum_filter
 
 from .._jax import jax, jnp
 from ..dynamics import Process
@@ -30,6 +31,8 @@ ZERO = 1e-6
 # Least eigenvalue of Sigma relative to the largest one.
 SINGULAR = 1e-10
 CHUNK = 8192
+# Nodes of the coarser grid, along each axis, whose largest error each of them is given.
+NEIGHBOURHOOD = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +46,7 @@ class QuasiPotentialField:
     values
         V (nx, ny), in units where ``E tau ~ exp(V / eps)``.
     errors
-        (nx, ny) stated error: twice the difference between the solutions of this grid and of
+        (nx, ny) stated error: twice the largest difference nearby between the solutions of this grid and of
         that of twice the spacing, by which `values` are extrapolated. That covers what is left
         where the method converges at any order above 0.42; an estimate, no bound.
     reached
@@ -177,8 +180,11 @@ def quasi_potential_field(
     rough = _solve(coarse, drift[::2, ::2], metric[::2, ::2], x0, form, radius)[0]
     mesh = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     # Errors of first order: what the finer grid still misses is what it gained on the coarser.
-    gain = RegularGridInterpolator(coarse, fine[::2, ::2] - rough)(mesh)
-    values, errors = fine + gain, 2 * np.abs(gain)
+    gain = fine[::2, ::2] - rough
+    # The gain may change sign: the error near there is that of the neighbourhood.
+    around = 2 * maximum_filter(np.abs(gain), NEIGHBOURHOOD)
+    values = fine + RegularGridInterpolator(coarse, gain)(mesh)
+    errors = RegularGridInterpolator(coarse, around)(mesh)
     edge = float(min(v.min() for v in (values[0], values[-1], values[:, 0], values[:, -1])))
     reached = values <= edge
     return QuasiPotentialField(
