@@ -56,6 +56,7 @@ _HOME = {
     "optimal_schedule": "metastable",
     "problem": "problems",
     "quasi_potential": "action",
+    "quasi_potential_field": "action",
     "quench": "landscape",
     "saddle_exit": "saddles",
     "sampled": "loss",

@@ -2,11 +2,13 @@
 
 ``E tau ~ exp(V / eps)`` with V the least action of a path out. `hamiltonian` builds H(x, p) from a
 process, `instantons` minimises by Chebyshev-Ritz from many starts, `string_action` is the
-geometric minimum action method, an independent second route.
+geometric minimum action method, an independent second route; `quasi_potential_field` is V on a
+whole grid of the plane.
 """
 
 from __future__ import annotations
 
+from .field import QuasiPotentialField, quasi_potential_field
 from .fixed_points import FixedPoint, fixed_points
 from .hamiltonian import Hamiltonian, hamiltonian
 from .instanton import Instanton, instantons, quasi_potential
@@ -16,10 +18,12 @@ __all__ = [
     "FixedPoint",
     "Hamiltonian",
     "Instanton",
+    "QuasiPotentialField",
     "StringPath",
     "fixed_points",
     "hamiltonian",
     "instantons",
     "quasi_potential",
+    "quasi_potential_field",
     "string_action",
 ]

@@ -82,7 +82,7 @@ def fixed_points(
     ends = ends + [x0 + reach * u for u in directions]
     fractions = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0, 1.1)
     seeds = np.array([x0 + f * (e - x0) for e in ends for f in fractions])
-    found = np.asarray(_newton(drift)(jnp.asarray(seeds)))
+    found = np.asarray(newton(drift)(jnp.asarray(seeds)))
     sizes = np.linalg.norm(np.asarray(jax.vmap(drift)(jnp.asarray(found))), axis=1)
     good = found[np.isfinite(found).all(axis=1) & (sizes < 1e-9 * (1 + reach))]
     levels = _levels(domain)(good) if len(good) else np.zeros(0)
@@ -98,7 +98,7 @@ def fixed_points(
 
 
 @lru_cache(maxsize=32)
-def _newton(drift: Callable[[Array], Array]) -> Any:
+def newton(drift: Callable[[Array], Array]) -> Any:
     """Compiled damped Newton from many seeds (m, d)."""
     jacobian = jax.jacfwd(drift)
 
