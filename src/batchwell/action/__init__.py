@@ -3,20 +3,24 @@
 ``E tau ~ exp(V / eps)`` with V the least action of a path out. `hamiltonian` builds H(x, p) from a
 process, `instantons` minimises by Chebyshev-Ritz from many starts, `string_action` is the
 geometric minimum action method, an independent second route.
+`chain_action` is that of the chain's own steps, at finite learning rate and with momentum.
 """
 
 from __future__ import annotations
 
+from .chain import ChainAction, chain_action
 from .fixed_points import FixedPoint, fixed_points
 from .hamiltonian import Hamiltonian, hamiltonian
 from .instanton import Instanton, instantons, quasi_potential
 from .string import StringPath, string_action
 
 __all__ = [
+    "ChainAction",
     "FixedPoint",
     "Hamiltonian",
     "Instanton",
     "StringPath",
+    "chain_action",
     "fixed_points",
     "hamiltonian",
     "instantons",
