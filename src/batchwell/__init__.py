@@ -33,6 +33,7 @@ _HOME = {
     "basin": "landscape",
     "basin_volumes": "landscape",
     "box": "domain",
+    "chain_action": "action",
     "compare_exit_times": "exits",
     "diffusion": "dynamics",
     "diffusion_approximation": "dynamics",

@@ -5,6 +5,7 @@ The command line turns them into exit codes: `InputError` into 2, `RunError` int
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -95,9 +96,12 @@ def whole(key: str, value: Any, at_least: int = 1) -> int:
     8
     """
     allowed = f"must be a whole number, at least {at_least}"
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool):
         raise InputError(key, value, allowed)
-    number = int(value.__index__())
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(key, value, allowed) from None
     require(number >= at_least, key, value, allowed)
     return number
 

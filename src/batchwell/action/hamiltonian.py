@@ -192,7 +192,9 @@ def _of_data(process: SGD, gain: float, notes: tuple[str, ...]) -> Hamiltonian:
     def subset(g: Array, p: Array) -> Array:
         return factor * log_mean_symmetric((-gain / (factor * size)) * (g @ p), size)
 
-    chosen = cumulant if process.sampling == "with_replacement" else subset
+    # A subset of one example is a draw of one example.
+    independent = process.sampling == "with_replacement" or size == 1
+    chosen = cumulant if independent else subset
     return Hamiltonian(
         loss.dim,
         loss.example_gradients,

@@ -22,7 +22,7 @@ ROWS, FLIPPED, DECAY = 120, 0.15, 1e-3
 
 @lru_cache(maxsize=4)
 def _breast_cancer(components: int) -> tuple[np.ndarray, np.ndarray]:
-    """Principal components of variance 1 (569, components) and labels -1, +1 (569,)."""
+    """Whitened principal components (569, components) and labels -1, +1 (569,)."""
     from sklearn.datasets import load_breast_cancer
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
@@ -159,8 +159,12 @@ def digits_network() -> Problem:
 
 
 def logistic_data(components: int) -> tuple[np.ndarray, np.ndarray]:
-    """All 569 rows: `components` whitened principal components and a constant 1; labels -1, +1."""
+    """All 569 rows: `components` principal components and a constant 1; labels -1, +1.
+
+    Components have variance 1 over these very rows; whitening alone divides by n - 1, not by n.
+    """
     features, labels = _breast_cancer(components)
+    features = features / features.std(axis=0)
     return np.column_stack([features, np.ones(len(features))]), labels
 
 
