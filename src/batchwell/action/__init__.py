@@ -3,7 +3,8 @@
 ``E tau ~ exp(V / eps)`` with V the least action of a path out. `hamiltonian` builds H(x, p) from a
 process, `instantons` minimises by Chebyshev-Ritz from many starts, `string_action` is the
 geometric minimum action method, an independent second route; `quasi_potential_field` is V on a
-whole grid of the plane, and `chain_action` that of the chain's own steps, at finite learning rate and with momentum.
+whole grid of the plane, and `chain_action` the least action of the chain's own steps, at finite
+learning rate and with momentum.
 """
 
 from __future__ import annotations
