@@ -175,7 +175,7 @@ def test_options_are_checked():
         advance(process, state, 1, precision="float32")
     with pytest.raises(InputError, match="engine = 'fast'"):
         advance(process, state, 1, engine="fast")
-    with pytest.raises(InputError, match="of free memory"):
+    with pytest.raises(InputError, match="GiB are free: run fewer paths"):
         start(process, [0.5], 10**13, seed=0)
 
 

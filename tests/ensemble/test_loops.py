@@ -15,9 +15,10 @@ from batchwell import (
     diffusion,
     diffusion_approximation,
     finite_sum,
+    memory,
     sublevel,
 )
-from batchwell.ensemble import advance, first_exits, fused, loop_dot, observe, options, start
+from batchwell.ensemble import advance, first_exits, fused, loop_dot, observe, start
 from batchwell.ensemble.kernels import ARGS
 from batchwell.ensemble.loop_arrays import Known, Loops
 from batchwell.ensemble.mapped import mapped
@@ -163,9 +164,9 @@ def test_a_long_step_is_made_in_several_calls(monkeypatch):
 
 
 def test_a_kernel_that_needs_more_memory_than_there_is_is_refused(monkeypatch):
-    monkeypatch.setattr(options, "free_memory", lambda: 10_000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10_000)
     many = additive(lambda x: jnp.sum(x**4) / 4, dim=2000, scale=0.31)
-    with pytest.raises(InputError, match="of free memory; use precision='float32'"):
+    with pytest.raises(InputError, match="are free: use precision='float32'"):
         fused.Advancer(fused.engine_of(SGD(many, 0.1), loops=True), 1)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from ..dynamics import SGD, Process
 from ..errors import InputError, one_of, require, whole
+from ..memory import require_bytes
 from . import cuda
 from .generators import GENERATORS
 from .step import SCHEMES
@@ -149,37 +149,11 @@ def fall_back(settings: Settings, reason: str) -> None:
 
 def require_memory(need: int) -> None:
     """Refuse an ensemble of `need` bytes when the machine has not that much left."""
-    _require_free(need, "paths", "run fewer paths at a time (results do not depend on it)")
+    remedy = "run fewer paths at a time (results do not depend on it)"
+    require_bytes("paths", "all at once", need, remedy)
 
 
 def require_room(need: int) -> None:
     """Refuse a kernel each of whose threads needs `need` bytes when the machine has not that much."""
-    _require_free(need, "threads", "use precision='float32', or a problem of fewer parameters")
-
-
-def _require_free(need: int, key: str, remedy: str) -> None:
-    free = free_memory()
-    if free is not None and need > free:
-        allowed = f"exceeds the {free / 2**30:.1f} GiB of free memory; {remedy}"
-        raise InputError(key, f"{need / 2**30:.1f} GiB", allowed)
-
-
-def free_memory() -> int | None:
-    """Bytes that are free, None where the system does not tell."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
-    return max(free, _available())
-
-
-def _available() -> int:
-    """MemAvailable of Linux, which counts the page cache as free; 0 elsewhere."""
-    try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith("MemAvailable"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
+    remedy = "use precision='float32', or a problem of fewer parameters"
+    require_bytes("threads", "one", need, remedy)
