@@ -26,7 +26,7 @@ from .flow import Flow, Regions, gradient_flow
 from .fused import CALL_SECONDS
 from .lowering import Unsupported
 from .observe import Bins, Observable, Sums, Watcher, shape_of
-from .options import Options, Settings, SlowerEngine, checked, fall_back, on_cpu, require_memory
+from .options import Options, Settings, SlowerEngine, checked, fall_back, require_memory
 from .trials import CORE, GOAL, OUT, STOPPED, Score, Table
 
 __all__ = [
@@ -357,8 +357,6 @@ def observe(
     counts = None if ranges is None else np.zeros((k, ranges.number + 2), np.int64)
     sums = Sums(zeros, zeros, counts)
     settings = checked(process, substeps, cast(Any, options))
-    if bins is not None:
-        on_cpu(settings, "histograms")
     loops = loops_for(process, observable, settings)
     stepper = _stepper(process, ensemble, substeps, settings, loops)
     look = _watcher(stepper, observable, every, ranges, settings)
@@ -434,7 +432,6 @@ def first_exits(
     inside = domain.contains(state.x)
     require(bool(inside.all()), "x0", state.x[~inside][:1], f"must lie inside the {domain.name}")
     settings = checked(process, substeps, cast(Any, options))
-    on_cpu(settings, "first exits")
     per = 1 if isinstance(process, SGD) else whole("substeps", substeps)
     if settings.engine != "xla":
         try:
@@ -448,6 +445,7 @@ def first_exits(
                 substeps,
                 settings.threads,
                 progress,
+                settings.device,
             )
             return _first_exits(state, *found, horizon, per)
         except Unsupported as why:
@@ -503,7 +501,6 @@ def run_trials(
     horizon = whole("horizon", horizon)
     goals = np.broadcast_to(np.asarray(goals, np.float64), (len(ensemble.x),))
     settings = checked(process, substeps, cast(Any, options))
-    on_cpu(settings, "trials")
     per = 1 if isinstance(process, SGD) else whole("substeps", substeps)
     common = (domain, score, ensemble.x, ensemble.rng)
     found = None
@@ -511,7 +508,14 @@ def run_trials(
         try:
             engine = engine_for(process, settings, loops=False)
             found = trials.run_trials(
-                engine, *common, core, goals, horizon * per, substeps, settings.threads
+                engine,
+                *common,
+                core,
+                goals,
+                horizon * per,
+                substeps,
+                settings.threads,
+                settings.device,
             )
         except Unsupported as why:
             fall_back(settings, str(why))

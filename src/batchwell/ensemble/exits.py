@@ -19,18 +19,19 @@ from .fused import (
     CALL_SECONDS,
     DTYPE,
     Arguments,
+    Compiled,
     Engine,
     blocked_table,
     common_arguments,
     kernel,
     run,
-    thread_count,
+    width_for,
+    workers_for,
 )
 from .ir import Graph
 from .kernels import Context, Expressions, Recipe
 from .loop_program import Program
 from .lowering import inputs, lower
-from .native import Kernel
 from .plans import data_table, row_weights
 from .row_sums import example_loss, mean_over_rows
 from .vector import Val
@@ -52,9 +53,9 @@ class Lanes:
     arguments: Arguments
 
     @property
-    def live(self) -> int:
-        """Lanes that still hold a path."""
-        return int(self.arguments.get("live"))
+    def live(self) -> bool:
+        """Whether any lane still holds a path."""
+        return bool(np.any(self.ids >= 0))
 
 
 def chunk_of(process: Process) -> int:
@@ -161,16 +162,11 @@ def find_exits(
     substeps: int,
     threads: int | None,
     progress: Callable[[int, int], None] | None,
+    device: str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(steps (M,), observed (M,), points (M, d)) of M paths; horizon and steps in kernel steps."""
     dtype = DTYPE[engine.kind]
-    call = kernel(
-        engine.recipe,
-        engine.kind,
-        "exits",
-        lambda: exit_source(engine.recipe, engine.kind, test),
-        test,
-    )
+    call = kernel(engine, "exits", device, exit_source, test)
     starts, states = np.ascontiguousarray(starts, dtype), np.ascontiguousarray(states, np.uint32)
     left = np.zeros(len(starts), np.int64)
     points, queue = np.empty_like(starts), np.zeros(1, np.int64)
@@ -187,14 +183,13 @@ def find_exits(
     if test.table is not None:
         table, weights = blocked_table(test, engine.kind)
         shared.update(level_table=table, level_weights=weights, level_rows=len(table))
-    drain(
-        call, workers_of(engine, substeps, threads, starts, states, queue, shared), progress, left
-    )
+    workers = workers_of(call, engine, substeps, threads, starts, states, queue, shared)
+    drain(call, workers, progress, left)
     return np.abs(left), left > 0, points.astype(np.float64)
 
 
 def drain(
-    call: Kernel,
+    call: Compiled,
     workers: list[Lanes],
     progress: Callable[[int, int], None] | None,
     left: np.ndarray,
@@ -205,7 +200,7 @@ def drain(
         clock = time.perf_counter()
         for w in workers:
             w.arguments.put("budget", budget)
-        run(call, [w.arguments.values for w in workers if w.live])
+        run(call, [w.arguments for w in workers if w.live])
         spent = time.perf_counter() - clock
         budget = max(
             1,
@@ -220,6 +215,7 @@ def drain(
 
 
 def workers_of(
+    call: Compiled,
     engine: Engine,
     substeps: int,
     threads: int | None,
@@ -229,10 +225,10 @@ def workers_of(
     shared: dict[str, object],
 ) -> list[Lanes]:
     """Lanes of every thread, filled with the first paths of the queue."""
-    lanes = engine.recipe.lanes(engine.kind)
+    lanes = width_for(call, engine, len(starts))
     common = common_arguments(engine, substeps)
     out = []
-    for _ in range(thread_count(threads, -(-len(starts) // lanes))):
+    for _ in range(workers_for(call, threads, -(-len(starts) // lanes))):
         ids = queue[0] + np.arange(lanes)
         ids[ids >= len(starts)] = -1
         queue[0] += lanes
@@ -256,7 +252,7 @@ def _filled(
     if recipe.order:
         n = int(common.get("rows"))
         order = np.repeat(np.arange(n, dtype=np.int32)[:, None], len(ids), axis=1)
-    args = Arguments(common.values.copy(), list(common.kept))
+    args = common.copy()
     taken = np.zeros(len(ids), np.int64)
     own = dict(
         x=x,
@@ -265,7 +261,7 @@ def _filled(
         order=order,
         ids=ids,
         taken=taken,
-        live=int(np.count_nonzero(ids >= 0)),
+        width=len(ids),
     )
     for name, value in {**shared, **own}.items():
         if value is not None:

@@ -252,8 +252,8 @@ def _own(w: Loops, value: Value) -> Lazy:
 
 
 def _row_buffer(w: Loops, buffer: Buffer, turn: Val, size: int) -> Buffer:
-    width = 1 if buffer.uniform else w.code.lanes
-    offset = w.code.mul(turn, w.code.i64(size * width))
+    first = w.code.mul(turn, w.code.i64(size))
+    offset = first if buffer.uniform else w.code.strided(first)
     return w.at(w.code.at(buffer.pointer, w.kind, offset), size, buffer.uniform)
 
 

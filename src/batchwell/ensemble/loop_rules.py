@@ -294,7 +294,7 @@ def _address(w: Loops, buffer: Buffer, place: Val) -> Val:
     c = w.code
     if buffer.uniform:
         return place
-    return c.add(c.mul(place, c.like(c.lanes, place)), c.lane_numbers())
+    return c.add(c.strided(place), c.lane_numbers())
 
 
 def _read(w: Loops, buffer: Buffer, index: Indexed, shape: tuple[int, ...], fills: bool) -> Value:
