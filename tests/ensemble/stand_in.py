@@ -70,6 +70,9 @@ class StandIn:
         self.library, self.sources = library, {}
         self.loader = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(self._load)
         library.load_with(self.loader)
+        self.attributes = (ctypes.c_int * 128).in_dll(library, "attributes")
+        for number, value in ATTRIBUTES.items():
+            self.attributes[number] = value
 
     def _load(self, text: bytes) -> int | None:
         if (source := self.sources.get(text)) is None:
@@ -94,9 +97,6 @@ def stand_in(tmp_path, monkeypatch):
     built = tmp_path / "libstandin.so"
     subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", str(built), str(SOURCE)], check=True)
     device = StandIn(ctypes.CDLL(str(built)))
-    attributes = (ctypes.c_int * 128).in_dll(device.library, "attributes")
-    for number, value in ATTRIBUTES.items():
-        attributes[number] = value
 
     def remembered(source: str, architecture: int) -> str:
         text = f"sm_{architecture} {hashlib.sha256(source.encode()).hexdigest()}"

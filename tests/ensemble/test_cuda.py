@@ -4,6 +4,8 @@ A GPU, where there is one, must give the same results.
 """
 
 import ctypes
+import dataclasses
+import importlib
 import shutil
 import subprocess
 import sys
@@ -71,7 +73,15 @@ def test_paths_have_the_same_bits(name, mode, precision, stand_in):
         here, there = both(advance, process, state, steps, 2, precision=precision)
         same((here.x, here.rng, here.memory), (there.x, there.rng, there.memory))
         state = here
-    assert stand_in.number("threads").value == 12  # 11, in blocks of 4
+    assert stand_in.number("threads").value in (12, 4)  # blocks of 4
+
+
+def test_a_network_runs_as_array_code(bench, stand_in):
+    process = SGD(importlib.import_module("networks").network(16, 12, 4, 20, 1e-4), 0.3, 9)
+    assert fused.engine_of(process).recipe.loops
+    state = start(process, np.full(process.loss.dim, 0.1), 5, seed=2)
+    here, there = both(advance, process, state, 3)
+    same((here.x, here.rng), (there.x, there.rng))
 
 
 @pytest.mark.parametrize("scheme", ["euler", "platen"])
@@ -200,10 +210,12 @@ def test_threads_that_need_room_are_as_many_as_have_it(stand_in):
     engine = fused.engine_of(many)
     assert engine.recipe.loops
     room = room_of(advance_source(engine.recipe, "f64", gpu=True))
-    stand_in.number("total", ctypes.c_size_t).value = 9 * room
-    here, there = both(advance, many, state, 2)
-    same(here.x, there.x)
-    assert stand_in.number("threads").value == 4
+    stand_in.attributes[39] = 80  # 160 threads, of which 20 where registers do not suffice
+    for total, threads in ((10**9, 12), (9 * room, 4)):
+        stand_in.number("total", ctypes.c_size_t).value = total
+        here, there = both(advance, many, state, 2)
+        same(here.x, there.x)
+        assert stand_in.number("threads").value == threads
 
 
 def test_each_thread_of_a_process_enters_the_context(stand_in):
@@ -235,6 +247,36 @@ def test_what_has_no_fused_form_is_refused(stand_in):
         advance(process, start(process, [0.3], 4, seed=0), 3, device="cuda")
     with pytest.raises(InputError, match="device = 'cuda': must be cpu with engine='xla'"):
         advance(WELL, start(WELL, [0.3], 4, seed=0), 3, device="cuda", engine="xla")
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module("on_gpu")
+
+
+def test_the_benchmark_runs(bench, stand_in, capsys):
+    stand_in.attributes[bench.CLOCK] = 1000
+    bench.main(paths=32, steps=4)
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert len(rows) == 8
+    assert all(float(v) > 0 for row in rows for v in row.split()[-4:])
+
+
+def test_the_arithmetic_of_a_step_is_counted(bench):
+    """x + a f + q xi, f = x - x^3: 3 operations, 2 fused ones, and half a pair of normals."""
+    recipe = fused.engine_of(bench.WELL, "euler", "float32").recipe
+    reals, wholes = bench.operations(recipe, "f32")
+    bare = bench.operations(dataclasses.replace(recipe, normals=0), "f32")
+    assert 20 < reals < 45
+    assert 15 < wholes < 60
+    assert bare[0] > reals  # each step draws a pair and throws one away
+
+
+def test_without_a_device_the_benchmark_says_so(bench, capsys, monkeypatch):
+    monkeypatch.setattr(cuda, "driver", lambda: None)
+    bench.main()
+    assert capsys.readouterr().out == "no CUDA device: the GPU's speed is unmeasured here\n"
 
 
 # -- PTX --------------------------------------------------------------------------------------

@@ -128,11 +128,3 @@ def test_a_gpu_that_is_not_there_is_refused_in_one_line():
             InputError, match="needs an NVIDIA GPU and its driver; use device='cpu'"
         ):
             run(SMALL, STATE, 2, device="cuda")
-
-
-def test_a_large_network_is_refused_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(cuda, "need_device", lambda: None)
-    large = additive(lambda x: jnp.sum((jnp.ones((90, 90)) @ jnp.tanh(x)) ** 2), dim=90)
-    process = SGD(large, 0.1)
-    with pytest.raises(InputError, match="scalar operations, above 5,000; use device='cpu'"):
-        advance(process, start(process, np.zeros(90), 2, seed=0), 1, device="cuda")

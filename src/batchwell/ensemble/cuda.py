@@ -27,6 +27,7 @@ WRITTEN = ("x", "rng", "velocity", "order", "queue", "sums", "counts", "left", "
            "taken", "best", "fates")  # fmt: skip
 _PROCESSORS, _THREADS_EACH, _COMPUTE_MAJOR, _COMPUTE_MINOR = 16, 39, 75, 76  # CUdevice_attribute
 _NEWEST = 90  # PTX for this architecture also runs on later ones
+_REGISTERS = 1024  # bytes of a thread: those that need more run an eighth at a time
 _OUT_OF_MEMORY = 2  # CUresult
 _FEWER = "run fewer paths at a time (results do not depend on it), or use device='cpu'"
 
@@ -132,7 +133,8 @@ def ptx(source: str, architecture: int = 80) -> str:
     target = llvm.Target.from_triple("nvptx64-nvidia-cuda")
     machine = target.create_target_machine(cpu=f"sm_{architecture}", opt=3)
     module = llvm.parse_assembly(f'target triple = "nvptx64-nvidia-cuda"\n{source}')
-    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_unrolling = False  # the driver's compiler would take minutes over networks
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     return str(machine.emit_assembly(module))
@@ -166,8 +168,8 @@ class Program:
     def width(self, paths: int) -> int:
         """Threads for so many paths: as many as the device holds, and has memory for."""
         most = self._driver.threads
-        if self.room:
-            most = max(1, min(most, self._driver.free // 2 // self.room))
+        if self.room > _REGISTERS:
+            most = max(1, min(most // 8, self._driver.free // 2 // self.room))
         return -(-paths // -(-paths // most))
 
     def __call__(self, values: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
