@@ -30,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from networks import network
 
-
 BIG = network(64, 32, 10, 40, 1e-4)
 START = 0.2 * np.random.default_rng(9).standard_normal(BIG.dim)
 PROCESSES = {

@@ -24,7 +24,7 @@ from .kernels import ARGS, Context, take_from
 from .lowering import Unsupported
 from .native import Kernel, compile_kernel
 from .options import Settings, fall_back
-from .recipes import GradientField, gradient_field
+from .row_sums import GradientField, gradient_field
 from .vector import Code, Val, Var, module
 
 CALL_SECONDS = 0.5

@@ -17,13 +17,12 @@ from ..dynamics import SGD, Process
 from . import cuda
 from .advance_kernel import advance_source
 from .exit_kernel import Exit
+from .forms import plan_of
 from .kernels import ARGS, REALS, Recipe
-from .loop_recipes import loop_plan_of
 from .lowering import Unsupported
 from .native import Kernel, compile_kernel
 from .options import require_room
 from .plans import Plan, reals_of, stride_of, work_of
-from .recipes import plan_of
 from .row_sums import GradientField
 from .vector import room_of
 
@@ -62,7 +61,7 @@ def engine_of(
         with contextlib.suppress(Unsupported):
             return engine_of(process, scheme, precision, loops, generator)
         loops = not loops
-    plan = (loop_plan_of if loops else plan_of)(process, scheme, kind)
+    plan = plan_of(process, scheme, kind, loops)
     recipe = replace(plan.recipe, generator=generator)
     return Engine(process, plan, kind, scheme, recipe)
 
