@@ -12,8 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from batchwell import SGD, additive, ball, box, diffusion
-from batchwell.ensemble import SlowerEngine, advance, first_exits, start
+from batchwell import SGD, additive, ball, box, diffusion, diffusion_approximation, sublevel
+from batchwell.ensemble import (
+    SlowerEngine,
+    advance,
+    first_exits,
+    observe,
+    options,
+    run_trials,
+    start,
+)
 from batchwell.errors import Divergence, InputError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -126,12 +134,57 @@ def test_bridge_takes_the_bias_of_the_step_away():
         first_exits(SGD(loss, 0.1), [0.0], ball([0.0], 1.0), 10, 4, seed=4, bridge=True)
 
 
-def test_a_loss_without_fused_form_runs_on_xla_and_says_so():
-    loss = additive(lambda x: jax.lax.bessel_i1e(x[0]) ** 2 + x @ x, dim=2)
-    process = SGD(loss, 0.1)
+def curved(x):
+    return 3 * jnp.eye(len(x)) + jnp.outer(x, x)
+
+
+WITHOUT_FUSED_FORM = {
+    "bessel_i0e": lambda x: jax.lax.bessel_i0e(x[0]),
+    "cholesky": lambda x: jnp.sum(jnp.linalg.cholesky(curved(x))),
+    "lu": lambda x: x @ jnp.linalg.solve(curved(x), x),
+    "qr": lambda x: jnp.sum(jnp.linalg.qr(curved(x))[1] ** 2),
+    "eigh": lambda x: jnp.linalg.eigvalsh(curved(x))[0],
+    "fft": lambda x: jnp.sum(jnp.abs(jnp.fft.fft(x)) ** 2),
+}
+
+
+@pytest.fixture
+def nothing_told(monkeypatch):
+    monkeypatch.setattr(options, "_told", set())
+
+
+@pytest.mark.parametrize("primitive", WITHOUT_FUSED_FORM)
+def test_a_fall_back_names_the_primitive_and_its_cost(primitive, nothing_told):
+    process = SGD(additive(WITHOUT_FUSED_FORM[primitive], dim=2), 0.1)
     state = start(process, [0.3, 0.4], 4, seed=0)
-    with pytest.warns(SlowerEngine, match="'bessel_i1e' has no fused form: the same answer"):
+    said = (
+        f"because '{primitive}' has no fused form: the same answer to rounding, at roughly 3 to 10"
+    )
+    with pytest.warns(SlowerEngine, match=said):
         there = advance(process, state, 3)
     np.testing.assert_array_equal(there.x, advance(process, state, 3, engine="xla").x)
-    with pytest.raises(InputError, match="'bessel_i"):
+    with pytest.raises(InputError, match=f"'{primitive}' has no fused form; use engine='xla'"):
         advance(process, state, 3, fallback=False)
+
+
+def test_levels_scores_and_observables_fall_back_as_losses_do(nothing_told):
+    process = SGD(additive(lambda x: x @ x / 2, dim=2), 0.1)
+    state = start(process, [0.3, 0.4], 20, seed=0)
+    function = WITHOUT_FUSED_FORM["eigh"]  # 3 everywhere
+    with pytest.warns(SlowerEngine, match="in the observable, 'eigh'"):
+        seen = observe(process, state, 4, function)
+    np.testing.assert_allclose(seen.mean, 3.0)
+    level = sublevel(lambda x: x @ x + function(x) - 3, 0.5, 2)
+    with pytest.warns(SlowerEngine, match="because 'eigh'"):
+        found = first_exits(process, [0.3, 0.4], level, 30, 20, seed=0)
+    want = first_exits(process, [0.3, 0.4], sublevel(lambda x: x @ x, 0.5, 2), 30, 20, seed=0)
+    np.testing.assert_array_equal(found.steps, want.steps)
+    ends = [
+        run_trials(process, state, ball([0.0, 0.0], 2.0), score, 3.01, 3.5, 200)
+        for score in (lambda x: x @ x + function(x), lambda x: x @ x + 3)
+    ]
+    np.testing.assert_array_equal(ends[0].fates, ends[1].fates)
+    with pytest.raises(InputError, match="needs the fused engine"):
+        first_exits(
+            diffusion_approximation(process), [0.3, 0.4], level, 30, 20, seed=0, bridge=True
+        )

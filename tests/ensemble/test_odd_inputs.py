@@ -89,6 +89,10 @@ REFUSED = {
         lambda: observe(SMALL, STATE, 4, branching), "observable", "without Python branches"
     ),
     "branch in a level": (lambda: sublevel(branching, 1.0, 1), "function", "without Python branches"),
+    "loop until in a loss": (
+        lambda: additive(lambda x: jax.lax.while_loop(lambda v: v > 1, lambda v: v / 2, x[0])),
+        "loss", "fixed number of turns",
+    ),
     "NumPy in a loss": (lambda: additive(lambda x: np.sin(x[0])), "loss", "in jax.numpy"),
     "no fused form": (
         lambda: advance(GONE, STATE, 1, fallback=False), "engine", "use engine='xla', or write"

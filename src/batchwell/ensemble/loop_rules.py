@@ -73,7 +73,7 @@ def _broadcast(w: Loops, e: Any, a: list[Value]) -> list[Value]:
     return moved(w, e, a)
 
 
-@loop_rule("transpose", "slice", "rev", "split")
+@loop_rule("transpose", "slice", "rev", "split", "unstack")
 def moved(w: Loops, e: Any, a: list[Value]) -> list[Value]:
     """Entries elsewhere: the straight-line rule, run on places instead of values."""
     if isinstance(a[0], Pending) and e.primitive.name == "transpose":
