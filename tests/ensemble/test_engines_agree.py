@@ -16,6 +16,7 @@ from batchwell import SGD, additive, ball, box, diffusion, diffusion_approximati
 from batchwell.ensemble import (
     SlowerEngine,
     advance,
+    exits,
     first_exits,
     observe,
     options,
@@ -92,6 +93,39 @@ def test_exits_do_not_depend_on_threads(name, mode):
     np.testing.assert_array_equal(one.steps, two.steps)
     np.testing.assert_array_equal(one.points, two.points)
     np.testing.assert_array_equal(one.points[[89, 7]], rest.points)
+
+
+@pytest.mark.parametrize("name", ["well", "data", "epochs"])
+def test_exits_do_not_depend_on_the_length_of_calls(name, mode, monkeypatch):
+    """Calls that take too long are made shorter, down to two steps in the middle of an epoch."""
+    process, x0, domain, horizon = EXITS[name]
+    if name == "epochs":
+        process = SGD(process.loss, 0.5, 4, "reshuffle")  # of three steps: two, and one
+    long = first_exits(process, x0, domain, horizon, 50, seed=5, threads=1)
+    portions = []
+    portion = exits._portion
+    monkeypatch.setattr(exits, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr(exits, "_portion", lambda *a: portions.append(portion(*a)) or portions[-1])
+    short = first_exits(process, x0, domain, horizon, 50, seed=5, threads=1)
+    np.testing.assert_array_equal(long.steps, short.steps)
+    np.testing.assert_array_equal(long.points, short.points)
+    assert max(portions[5:]) == (2, 1)
+    assert min(portions) == ((1, 1) if name == "epochs" else (2, 1))
+
+
+@pytest.mark.parametrize("name", ["data", "subset", "epochs"])
+def test_same_trials(name):
+    process, x0, domain, horizon = EXITS[name]
+    state = start(process, x0, 60, seed=5)
+    here, there = (
+        run_trials(process, state, domain, lambda x: x @ x, 0.3, 1.5, horizon, engine=engine)
+        for engine in ("fused", "xla")
+    )
+    np.testing.assert_array_equal(here.fates, there.fates)
+    np.testing.assert_array_equal(here.steps, there.steps)
+    np.testing.assert_allclose(here.best, there.best, rtol=1e-9)
+    np.testing.assert_allclose(here.points, there.points, rtol=1e-9, atol=1e-10)
+    assert len(set(here.steps)) > 2
 
 
 def test_divergence_is_reported():

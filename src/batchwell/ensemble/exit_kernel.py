@@ -48,18 +48,25 @@ def write_refilling(ctx: Context, recipe: Recipe, run_chunk: Callable[[Val, Val]
 
     A call runs at most `budget` chunks of `chunk` steps. ``run_chunk(points, events)`` notes
     ends, and says whether there were any; they are booked when it is over, and what a lane does
-    between its path's end and the chunk's is thrown away.
+    between its path's end and the chunk's is thrown away. Lanes that are free take paths at the
+    start of a chunk, unless it is in the middle of an epoch: `first` is the step there, and all
+    lanes are at the same one.
     """
     c = ctx.code
     ctx.block = c.i64(0)
     points = c.heap(ctx.kind, recipe.dim * c.lanes)
     events = c.array("i32", c.lanes)
-    with working(c), c.loop(ctx.whole("budget")), c.when(c.any(awake(ctx))):
-        load_block(ctx, recipe)
-        found = run_chunk(points, events)
-        store_block(ctx)
-        with c.when(found):
-            _book_exits(ctx, recipe, points, events)
+    start = c.compare("eq", ctx.whole("first"), c.i64(0))
+    with working(c), c.loop(ctx.whole("budget")):
+        free = c.binary("xor", awake(ctx), c.const(1, "i1"))
+        with c.when(c.binary("and", start, c.any(free))):
+            _fill_lanes(ctx, recipe)
+        with c.when(c.any(awake(ctx))):
+            load_block(ctx, recipe)
+            found = run_chunk(points, events)
+            store_block(ctx)
+            with c.when(found):
+                _book_exits(ctx, recipe, points, events)
 
 
 def awake(ctx: Context) -> Val:
@@ -99,7 +106,7 @@ def _run_chunk(ctx: Context, recipe: Recipe, test: Exit, points: Val, events: Va
     together = 2 if shares else 1
 
     def watched(t: Val) -> None:
-        ctx.step = t  # lanes start epochs together: see `exits.chunk_of`
+        ctx.step = c.add(ctx.whole("first"), t)
         inside.before()
         recipe.step(ctx)
         out = inside.left()
@@ -161,13 +168,12 @@ class _Bridge:
 
 
 def _book_exits(ctx: Context, recipe: Recipe, points: Val, events: Val) -> None:
-    """Write down the lanes that have an event and refill them."""
+    """Write down the lanes that have an event; they are free then."""
     c = ctx.code
     with c.loop(c.i64(c.lanes)) as lane:
         event = c.load(events, "i32", lane)
         with c.when(c.compare("ne", event, c.i32(0))):
             _book_one(ctx, recipe, points, event, lane)
-            _refill(ctx, recipe, lane)
 
 
 def _book_one(ctx: Context, recipe: Recipe, points: Val, event: Val, lane: Val) -> None:
@@ -178,6 +184,7 @@ def _book_one(ctx: Context, recipe: Recipe, points: Val, event: Val, lane: Val) 
     before = c.sub(c.load(ctx.address("taken"), "i64", own), ctx.whole("chunk"))
     number = c.cast("sext", event, "i64")
     censored = c.compare("slt", number, c.i64(0))
+    c.store(c.i64(-1), ctx.address("ids"), own)
     steps = c.add(before, c.select(censored, c.sub(c.i64(0), number), number))
     c.store(c.select(censored, c.sub(c.i64(0), steps), steps), ctx.address("left"), path)
     base = c.mul(path, c.i64(recipe.dim))
@@ -186,8 +193,21 @@ def _book_one(ctx: Context, recipe: Recipe, points: Val, event: Val, lane: Val) 
         c.store(value, ctx.address("points"), c.add(base, k))
 
 
+def _fill_lanes(ctx: Context, recipe: Recipe) -> None:
+    """The next paths take the lanes that are free, as long as there are any."""
+    c = ctx.code
+    taken = c.emit("i64", 1, f"load atomic i64, ptr {ctx.address('queue').text} monotonic, align 8")
+    with (
+        c.when(c.compare("slt", taken, ctx.whole("paths"))),
+        c.loop(c.i64(c.lanes)) as lane,
+    ):
+        path = c.load(ctx.address("ids"), "i64", c.add(ctx.here(1), lane))
+        with c.when(c.compare("slt", path, c.i64(0))):
+            _refill(ctx, recipe, lane)
+
+
 def _refill(ctx: Context, recipe: Recipe, lane: Val) -> None:
-    """The next path takes the lane, or the lane falls asleep."""
+    """The next path, if there is one, takes the lane."""
     c = ctx.code
     own = c.add(ctx.here(1), lane)
     path = take_from(c, ctx.address("queue"))

@@ -38,6 +38,7 @@ from .vector import Val
 
 Written = Callable[[Context], Val]
 CHUNK = 32  # steps between bookings
+LEAST = 2  # steps that may share their normals
 
 
 @dataclass
@@ -58,12 +59,12 @@ class Lanes:
         return bool(np.any(self.ids >= 0))
 
 
-def chunk_of(process: Process) -> int:
-    """Steps between bookings; one epoch for reshuffled data, so that lanes share its phase."""
+def epoch_of(process: Process) -> int:
+    """Steps of an epoch of reshuffled data, whose phase all lanes share; else 0."""
     if isinstance(process, SGD) and process.sampling == "reshuffle":
         assert process.loss.n is not None
         return process.loss.n // process.batch_size
-    return CHUNK
+    return 0
 
 
 _tests: dict[tuple[Domain, object, bool], Exit] = {}
@@ -178,40 +179,58 @@ def find_exits(
         queue=queue,
         paths=len(starts),
         horizon=horizon,
-        chunk=chunk_of(engine.process),
     )
     if test.table is not None:
         table, weights = blocked_table(test, engine.kind)
         shared.update(level_table=table, level_weights=weights, level_rows=len(table))
     workers = workers_of(call, engine, substeps, threads, starts, states, queue, shared)
-    drain(call, workers, progress, left)
+    span = LEAST if engine.recipe.loops else CHUNK
+    drain(call, workers, left, queue, CHUNK, epoch_of(engine.process), span, progress)
     return np.abs(left), left > 0, points.astype(np.float64)
 
 
 def drain(
     call: Compiled,
     workers: list[Lanes],
-    progress: Callable[[int, int], None] | None,
     left: np.ndarray,
-    budget: int = 1,
+    queue: np.ndarray,
+    chunk: int,
+    epoch: int,
+    span: int,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Call the kernel, `budget` chunks at first, until the queue and all lanes are empty."""
-    while any(w.live for w in workers):
+    """Call the kernel until the queue and all lanes are empty.
+
+    At first for `span` steps, then for as many as take about CALL_SECONDS; ends are booked every
+    `chunk` steps, or at the end of an epoch where there are epochs.
+    """
+    first = 0
+    while waiting := [w for w in workers if w.live or queue[0] < len(left)]:
+        steps, chunks = _portion(span, first, chunk, epoch)
+        for w in waiting:
+            for name, value in (("chunk", steps), ("budget", chunks), ("first", first)):
+                w.arguments.put(name, value)
         clock = time.perf_counter()
-        for w in workers:
-            w.arguments.put("budget", budget)
-        run(call, [w.arguments for w in workers if w.live])
+        run(call, [w.arguments for w in waiting])
         spent = time.perf_counter() - clock
-        budget = max(
-            1,
-            budget * 2
-            if spent < CALL_SECONDS / 2
-            else budget // 2
-            if spent > CALL_SECONDS
-            else budget,
-        )
+        first = (first + steps * chunks) % epoch if epoch else 0
+        if spent < CALL_SECONDS / 2:
+            span *= 2
+        elif spent > CALL_SECONDS:
+            span = max(LEAST, span // 2)
         if progress is not None:
             progress(int(np.count_nonzero(left)), len(left))
+
+
+def _portion(span: int, first: int, chunk: int, epoch: int) -> tuple[int, int]:
+    """(steps of a chunk, chunks) of the next call; whole epochs, or not beyond the end of one."""
+    if not epoch:
+        steps = min(span, chunk)
+    elif first or span < epoch:
+        return min(span, epoch - first), 1
+    else:
+        steps = epoch
+    return steps, span // steps
 
 
 def workers_of(

@@ -19,7 +19,7 @@ from .._jax import jax, jnp, serial
 from ..domain import Domain
 from ..dynamics import Process
 from .exit_kernel import Exit, awake, note, taken_and_rest, write_refilling
-from .exits import drain, exit_test, scalar, workers_of
+from .exits import drain, epoch_of, exit_test, scalar, workers_of
 from .fused import DTYPE, Engine, blocked_table, kernel
 from .kernels import Context, Recipe, context_of
 from .vector import Val, Var, module
@@ -30,7 +30,7 @@ Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 STOPPED, CORE, GOAL, OUT = range(4)  # how a trial ended
 CHUNK = 16  # steps between bookings
-FIRST_BUDGET = 32
+FIRST_SPAN = 512  # steps of a first call, where a step is not a loop over data
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,6 @@ def run_trials(
         queue=queue,
         paths=m,
         horizon=horizon,
-        chunk=CHUNK,
         goals=np.concatenate([goals, [0.0]]).astype(dtype),
         core=np.array([core], dtype),
         best=best,
@@ -147,7 +146,8 @@ def run_trials(
         table, weights = blocked_table(test, engine.kind)
         shared.update(level_table=table, level_weights=weights, level_rows=len(table))
     workers = workers_of(call, engine, substeps, threads, starts, states, queue, shared)
-    drain(call, workers, None, left, FIRST_BUDGET)
+    span = FIRST_SPAN if engine.plan.table is None and test.table is None else CHUNK
+    drain(call, workers, left, queue, CHUNK, epoch_of(engine.process), span)
     return points.astype(np.float64), np.abs(left), fates[:m], best[:m].astype(np.float64)
 
 
@@ -226,7 +226,7 @@ def _run_chunk(
             ctx.supply = ctx.normals(2 * recipe.normals)
         for k in range(together):
             t = c.add(c.mul(turn, c.i64(together)), c.i64(k))
-            ctx.step = t
+            ctx.step = c.add(ctx.whole("first"), t)
             recipe.step(ctx)
             lane.look(t)
     return lane.store(points, events)
