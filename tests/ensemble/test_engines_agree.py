@@ -5,6 +5,7 @@ kernels but the losses themselves.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from batchwell.ensemble import (
     advance,
     exits,
     first_exits,
+    fused,
     observe,
     options,
     run_trials,
@@ -82,6 +84,21 @@ def test_bits_do_not_depend_on_chunks_lanes_or_threads(name, mode):
     np.testing.assert_array_equal(whole.rng, state.rng)
     few = advance(process, begin(process, 41).take([40, 3]), 6, substeps=2)
     np.testing.assert_array_equal(few.x, whole.x[[40, 3]])
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("name", ["gaussian B=1", "data", "subset", "own diffusion"])
+def test_bits_do_not_depend_on_how_many_lanes_a_block_has(name, precision):
+    """One register per value or two; `test_cuda` has one lane alone."""
+    process = PROCESSES[name]
+    state, made = begin(process, 41), fused.engine_of(process, precision=precision)
+    ends = []
+    for wide in (False, True):
+        engine = replace(made, recipe=replace(made.recipe, wide=wide))
+        stepper = fused.Stepper(engine, 2, 1, state.x, state.rng, state.memory)
+        ends.append((stepper.blocks.x.shape[2], stepper(0, 5)))
+    assert ends[1][0] == 2 * ends[0][0]
+    np.testing.assert_array_equal(ends[0][1], ends[1][1])
 
 
 @pytest.mark.parametrize("name", ["well", "data", "epochs"])

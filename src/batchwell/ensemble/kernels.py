@@ -25,7 +25,7 @@ from .vector import Code, Val, Var
 ARGS = (
     "x", "rng", "velocity", "order", "queue", "blocks", "steps", "first", "reals", "batch",
     "table", "rows", "weights", "paths", "starts", "states", "left", "points", "horizon",
-    "chunk", "budget", "ids", "taken", "live", "sums", "counts", "every", "edges",
+    "chunk", "budget", "ids", "taken", "live", "sums", "counts", "every", "clock", "edges",
     "steps_of", "step", "regions", "region_count",
     "level_table", "level_weights", "level_rows",
     "goals", "core", "best", "fates", "score_table", "width", "room",

@@ -112,15 +112,15 @@ def observe(
     stepper = stepper_of(process, ensemble, substeps, settings, loops)
     look = _watcher(stepper, observable, every, ranges, settings)
     x = ensemble.x
-    for done, count in time_blocks(steps // every):
-        x = look(ensemble.step + done * every, count * every, sums)
-        check_finite(x, ensemble.paths, ensemble.step + (done + count) * every)
+    for done, count in time_blocks(steps):
+        x = look(ensemble.step + done, count, sums)
+        check_finite(x, ensemble.paths, ensemble.step + done + count)
         if progress is not None:
-            progress((done + count) * every, steps)
+            progress(done + count, steps)
     rng, memory = stepper.state()
     end = replace(ensemble, x=x, rng=rng, memory=memory, step=ensemble.step + steps)
     edges = None if ranges is None else ranges.edges
-    return Observation(end, sums.times, sums.totals, sums.squares, sums.counts, edges)
+    return Observation(end, steps // every, sums.totals, sums.squares, sums.counts, edges)
 
 
 def _bins(bins: tuple[ArrayLike, ArrayLike, int] | None, k: int) -> Bins | None:

@@ -60,14 +60,14 @@ class Sums:
         (M, k) sums over the times seen.
     counts
         (k, bins + 2): entries below, in each bin, above; None without bins.
-    times
-        How many times were seen.
+    steps
+        SGD steps run so far.
     """
 
     totals: np.ndarray
     squares: np.ndarray
     counts: np.ndarray | None
-    times: int = 0
+    steps: int = 0
 
 
 def shape_of(observable: Observable, dim: int) -> int:
@@ -121,14 +121,15 @@ class Watcher:
         self.call = kernel(engine, "advance", stepper.device, advance_source, self.watch)
 
     def __call__(self, first: int, steps: int, sums: Sums) -> np.ndarray:
-        """`steps` more SGD steps, a multiple of `every`; adds to `sums`; positions (M, d)."""
+        """`steps` more SGD steps; adds what is due to `sums`; positions (M, d)."""
         blocks: Blocks = self.stepper.blocks
         lanes, per = blocks.x.shape[2], self.stepper.per
         rows = blocked(np.concatenate([sums.totals, sums.squares], axis=1), lanes, np.float64)
         queue = np.zeros(1, np.int64)
         args = self.stepper.advance.arguments_for(first * per, steps * per, blocks, queue)
         for name, value in (
-            ("sums", rows), ("every", self.every * per), ("paths", blocks.count)
+            ("sums", rows), ("every", self.every * per), ("clock", sums.steps * per),
+            ("paths", blocks.count),
         ):  # fmt: skip
             args.put(name, value)
         if self.bins is not None:
@@ -136,7 +137,7 @@ class Watcher:
         self._run(args, sums, len(blocks.x))
         table = unblocked(rows, len(sums.totals), np.float64)
         sums.totals, sums.squares = table[:, : self.size], table[:, self.size :]
-        sums.times += steps // self.every
+        sums.steps += steps
         return unblocked(blocks.x, blocks.count, np.float64)
 
     def _run(self, args: Arguments, sums: Sums, blocks: int) -> None:

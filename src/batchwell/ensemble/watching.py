@@ -29,7 +29,7 @@ class Watching:
 
     def __init__(self, ctx: Context, watch: Watch) -> None:
         self.ctx, self.watch = ctx, watch
-        self.clock = ctx.code.var("i64", 1, ctx.code.i64(0))
+        self.clock = ctx.code.var("i64", 1, ctx.whole("clock"))
         self.every = ctx.whole("every")
         self._begin()
 
