@@ -16,10 +16,12 @@ SHAPES = ((4, 4, 2), (8, 8, 2), (8, 16, 4), (16, 16, 4), (64, 32, 10))
 DATA = 1797  # examples, as in scikit-learn's digits
 
 
-def network(inputs: int, hidden: int, classes: int) -> StochasticLoss:
-    """Cross-entropy of a layer of tanh units."""
-    rng = np.random.default_rng(0)
-    data = rng.standard_normal((DATA, inputs)), rng.integers(0, classes, DATA)
+def network(
+    inputs: int, hidden: int, classes: int, examples: int = DATA, decay: float = 0.0
+) -> StochasticLoss:
+    """Cross-entropy of a layer of tanh units; labels are whole numbers that index the scores."""
+    rng = np.random.default_rng(8)
+    data = rng.standard_normal((examples, inputs)), rng.integers(0, classes, examples)
     sizes = [inputs * hidden, hidden, hidden * classes, classes]
     cuts = np.cumsum(sizes)[:-1].tolist()
 
@@ -27,7 +29,7 @@ def network(inputs: int, hidden: int, classes: int) -> StochasticLoss:
         first, shift, second, bias = jnp.split(w, cuts)
         h = jnp.tanh(z[0] @ first.reshape(inputs, hidden) + shift)
         scores = h @ second.reshape(hidden, classes) + bias
-        return jax.nn.logsumexp(scores) - scores[z[1]]
+        return jax.nn.logsumexp(scores) - scores[z[1]] + decay * w @ w
 
     return finite_sum(loss, data, sum(sizes))
 

@@ -431,6 +431,12 @@ def _check_scalar(loss: StochasticLoss) -> None:
     shape = getattr(out, "shape", None)
     floating = shape == () and jnp.issubdtype(out.dtype, jnp.floating)
     require(floating, "loss", f"returns {out}", "must return one real number for one example")
+    try:
+        jax.eval_shape(jax.grad(loss.function), x, example)
+    except Exception as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        remedy = "must have a gradient; give loops a fixed number of turns, as in jax.lax.scan"
+        raise InputError("loss", why, remedy) from error
 
 
 def _check_mean(loss: StochasticLoss, mean: Callable[[Array], Array]) -> None:

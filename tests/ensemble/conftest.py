@@ -1,8 +1,15 @@
 """Both forms of fused code for tests that ask for `mode`."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from batchwell.ensemble import fused
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from stand_in import stand_in  # noqa: F401 (a fixture)
 
 
 @pytest.fixture(params=["straight", "loops"])

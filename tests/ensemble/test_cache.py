@@ -34,7 +34,7 @@ def no_compiler(monkeypatch):
     def fail(source):
         raise AssertionError("compiled again")
 
-    monkeypatch.setattr(native, "_object_code", fail)
+    monkeypatch.setattr(native, "object_code", fail)
 
 
 def test_second_time_is_read_from_disk(cache, monkeypatch):

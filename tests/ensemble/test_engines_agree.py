@@ -4,75 +4,32 @@ XLA runs `step.step_of`, a few lines of jax.numpy for one path; it shares no cod
 kernels but the losses themselves.
 """
 
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from batchwell import (
-    NOISES,
-    SGD,
-    additive,
-    ball,
-    box,
-    diffusion,
-    diffusion_approximation,
-    finite_sum,
-    half_space,
-    sampled,
-    sublevel,
+from batchwell import SGD, additive, ball, box, diffusion, diffusion_approximation, sublevel
+from batchwell.ensemble import (
+    SlowerEngine,
+    advance,
+    exits,
+    first_exits,
+    fused,
+    observe,
+    options,
+    run_trials,
+    start,
 )
-from batchwell.ensemble import SlowerEngine, advance, first_exits, start
 from batchwell.errors import Divergence, InputError
 
+sys.path.insert(0, str(Path(__file__).parent))
 
-def well(x):
-    return (x[0] ** 2 - 1) ** 2 / 4
-
-
-def network(n=13):
-    rng = np.random.default_rng(22)
-    features = rng.standard_normal((n, 4))
-    labels = np.where(rng.random(n) < 0.5, -1, 1)  # whole numbers on purpose
-
-    def loss(w, z):
-        features, label = z
-        hidden = jnp.tanh(w[:8].reshape(2, 4) @ features + w[8:10])
-        return jnp.logaddexp(0.0, -label * (w[10:12] @ hidden)) + 5e-4 * w @ w
-
-    return finite_sum(loss, (features, labels), 12)
-
-
-NETWORK, EVEN = network(), network(12)
-PLANE = additive(lambda x: jnp.sum(jnp.cos(x)) + x @ x, dim=3, scale=np.eye(3)[:, :2])
-PRODUCT = sampled(
-    lambda x, z: (1 + 0.8 * z[0]) * x @ x / 2 + z[1] * x[0] + z[2] * x[1], "gaussian", 2, 3
-)
-CURVED = sampled(lambda x, z: jnp.sum((x - z[:2]) ** 2) ** 2 / 9 + z[2] * x[0], "gaussian", 2, 3)
-MAIER_STEIN = diffusion(
-    lambda x: jnp.array([x[0] - x[0] ** 3 - 10 * x[0] * x[1] ** 2, -(1 + x[0] ** 2) * x[1]]),
-    lambda x: 0.3 * jnp.eye(2) * (1 + x[0] ** 2), 2, 0.1,
-)  # fmt: skip
-PROCESSES = {
-    **{f"{law} B={b}": SGD(additive(well, law, scale=0.7), 0.1, b) for law in NOISES for b in (1, 3)},
-    "momentum": SGD(PLANE, 0.1, 2, momentum=0.5),
-    "multiplicative": SGD(PRODUCT, 0.1, 3),
-    "data": SGD(NETWORK, 0.5, 4),
-    "subset": SGD(NETWORK, 0.5, 4, "without_replacement"),
-    "epochs": SGD(EVEN, 0.1, 4, "reshuffle"),
-    "epochs with momentum": SGD(EVEN, 0.1, 4, "reshuffle", 0.9),
-    "own diffusion": MAIER_STEIN,
-    **{f"plane, order {k}": diffusion_approximation(SGD(PLANE, 0.1, 2), k) for k in (1, 2)},
-    **{f"product, order {k}": diffusion_approximation(SGD(PRODUCT, 0.1), k) for k in (1, 2)},
-    **{f"data, order {k}": diffusion_approximation(SGD(NETWORK, 0.5, 4), k) for k in (1, 2)},
-    **{f"curved, order {k}": diffusion_approximation(SGD(CURVED, 0.05, 9), k) for k in (1, 2)},
-    "momentum diffusion": diffusion_approximation(SGD(NETWORK, 0.1, 4, momentum=0.5)),
-}  # fmt: skip
-
-
-def begin(process, paths, dim=None):
-    dim = dim or (process.loss.dim if isinstance(process, SGD) else process.dim)
-    return start(process, np.linspace(0.2, 0.4, dim), paths, seed=3, substeps=2)
+from roster import EXITS, PROCESSES, begin, well
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -105,26 +62,6 @@ def _leaves(memory):
     return [np.asarray(a) for a in jax.tree.leaves(memory)]
 
 
-EXITS = {
-    "well": (SGD(additive(well, scale=1.0), 0.2), [-1.0], half_space([1.0], 0.0), 400),
-    "censored": (SGD(additive(well, scale=1.0), 0.2), [-1.0], half_space([1.0], 0.0), 37),
-    "diffusion": (PROCESSES["plane, order 1"], [0.1, 0.2, 0.3], ball([0.1, 0.2, 0.3], 0.6), 200),
-    "momentum": (SGD(additive(well, "rademacher"), 0.2, 1, momentum=0.5), [-1.0],
-                 half_space([1.0], 0.0), 200),
-    "data": (SGD(NETWORK, 0.5, 2), np.full(12, 0.3), ball(np.full(12, 0.3), 1.2), 150),
-    "subset": (SGD(NETWORK, 0.5, 2, "without_replacement"), np.full(12, 0.3),
-               ball(np.full(12, 0.3), 1.2), 150),
-    "epochs": (SGD(EVEN, 0.5, 2, "reshuffle"), np.full(12, 0.3), ball(np.full(12, 0.3), 1.2), 153),
-}  # fmt: skip
-
-
-_START = np.full(12, 0.3)
-_RIM = float(NETWORK.mean(_START)) + 0.05
-EXITS["sublevel of the mean"] = (
-    SGD(NETWORK, 0.5, 2), _START, sublevel(NETWORK.mean, _RIM, 12), 150
-)  # fmt: skip
-
-
 @pytest.mark.parametrize("name", EXITS)
 def test_same_exits(name, mode):
     process, x0, domain, horizon = EXITS[name]
@@ -149,6 +86,21 @@ def test_bits_do_not_depend_on_chunks_lanes_or_threads(name, mode):
     np.testing.assert_array_equal(few.x, whole.x[[40, 3]])
 
 
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("name", ["gaussian B=1", "data", "subset", "own diffusion"])
+def test_bits_do_not_depend_on_how_many_lanes_a_block_has(name, precision):
+    """One register per value or two; `test_cuda` has one lane alone."""
+    process = PROCESSES[name]
+    state, made = begin(process, 41), fused.engine_of(process, precision=precision)
+    ends = []
+    for wide in (False, True):
+        engine = replace(made, recipe=replace(made.recipe, wide=wide))
+        stepper = fused.Stepper(engine, 2, 1, state.x, state.rng, state.memory)
+        ends.append((stepper.blocks.x.shape[2], stepper(0, 5)))
+    assert ends[1][0] == 2 * ends[0][0]
+    np.testing.assert_array_equal(ends[0][1], ends[1][1])
+
+
 @pytest.mark.parametrize("name", ["well", "data", "epochs"])
 def test_exits_do_not_depend_on_threads(name, mode):
     process, x0, domain, horizon = EXITS[name]
@@ -158,6 +110,39 @@ def test_exits_do_not_depend_on_threads(name, mode):
     np.testing.assert_array_equal(one.steps, two.steps)
     np.testing.assert_array_equal(one.points, two.points)
     np.testing.assert_array_equal(one.points[[89, 7]], rest.points)
+
+
+@pytest.mark.parametrize("name", ["well", "data", "epochs"])
+def test_exits_do_not_depend_on_the_length_of_calls(name, mode, monkeypatch):
+    """Calls that take too long are made shorter, down to two steps in the middle of an epoch."""
+    process, x0, domain, horizon = EXITS[name]
+    if name == "epochs":
+        process = SGD(process.loss, 0.5, 4, "reshuffle")  # of three steps: two, and one
+    long = first_exits(process, x0, domain, horizon, 50, seed=5, threads=1)
+    portions = []
+    portion = exits._portion
+    monkeypatch.setattr(exits, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr(exits, "_portion", lambda *a: portions.append(portion(*a)) or portions[-1])
+    short = first_exits(process, x0, domain, horizon, 50, seed=5, threads=1)
+    np.testing.assert_array_equal(long.steps, short.steps)
+    np.testing.assert_array_equal(long.points, short.points)
+    assert max(portions[5:]) == (2, 1)
+    assert min(portions) == ((1, 1) if name == "epochs" else (2, 1))
+
+
+@pytest.mark.parametrize("name", ["data", "subset", "epochs"])
+def test_same_trials(name):
+    process, x0, domain, horizon = EXITS[name]
+    state = start(process, x0, 60, seed=5)
+    here, there = (
+        run_trials(process, state, domain, lambda x: x @ x, 0.3, 1.5, horizon, engine=engine)
+        for engine in ("fused", "xla")
+    )
+    np.testing.assert_array_equal(here.fates, there.fates)
+    np.testing.assert_array_equal(here.steps, there.steps)
+    np.testing.assert_allclose(here.best, there.best, rtol=1e-9)
+    np.testing.assert_allclose(here.points, there.points, rtol=1e-9, atol=1e-10)
+    assert len(set(here.steps)) > 2
 
 
 def test_divergence_is_reported():
@@ -200,12 +185,57 @@ def test_bridge_takes_the_bias_of_the_step_away():
         first_exits(SGD(loss, 0.1), [0.0], ball([0.0], 1.0), 10, 4, seed=4, bridge=True)
 
 
-def test_a_loss_without_fused_form_runs_on_xla_and_says_so():
-    loss = additive(lambda x: jax.lax.bessel_i1e(x[0]) ** 2 + x @ x, dim=2)
-    process = SGD(loss, 0.1)
+def curved(x):
+    return 3 * jnp.eye(len(x)) + jnp.outer(x, x)
+
+
+WITHOUT_FUSED_FORM = {
+    "bessel_i0e": lambda x: jax.lax.bessel_i0e(x[0]),
+    "cholesky": lambda x: jnp.sum(jnp.linalg.cholesky(curved(x))),
+    "lu": lambda x: x @ jnp.linalg.solve(curved(x), x),
+    "qr": lambda x: jnp.sum(jnp.linalg.qr(curved(x))[1] ** 2),
+    "eigh": lambda x: jnp.linalg.eigvalsh(curved(x))[0],
+    "fft": lambda x: jnp.sum(jnp.abs(jnp.fft.fft(x)) ** 2),
+}
+
+
+@pytest.fixture
+def nothing_told(monkeypatch):
+    monkeypatch.setattr(options, "_told", set())
+
+
+@pytest.mark.parametrize("primitive", WITHOUT_FUSED_FORM)
+def test_a_fall_back_names_the_primitive_and_its_cost(primitive, nothing_told):
+    process = SGD(additive(WITHOUT_FUSED_FORM[primitive], dim=2), 0.1)
     state = start(process, [0.3, 0.4], 4, seed=0)
-    with pytest.warns(SlowerEngine, match="'bessel_i1e' has no fused form: the same answer"):
+    said = (
+        f"because '{primitive}' has no fused form: the same answer to rounding, at roughly 3 to 10"
+    )
+    with pytest.warns(SlowerEngine, match=said):
         there = advance(process, state, 3)
     np.testing.assert_array_equal(there.x, advance(process, state, 3, engine="xla").x)
-    with pytest.raises(InputError, match="'bessel_i"):
+    with pytest.raises(InputError, match=f"'{primitive}' has no fused form; use engine='xla'"):
         advance(process, state, 3, fallback=False)
+
+
+def test_levels_scores_and_observables_fall_back_as_losses_do(nothing_told):
+    process = SGD(additive(lambda x: x @ x / 2, dim=2), 0.1)
+    state = start(process, [0.3, 0.4], 20, seed=0)
+    function = WITHOUT_FUSED_FORM["eigh"]  # 3 everywhere
+    with pytest.warns(SlowerEngine, match="in the observable, 'eigh'"):
+        seen = observe(process, state, 4, function)
+    np.testing.assert_allclose(seen.mean, 3.0)
+    level = sublevel(lambda x: x @ x + function(x) - 3, 0.5, 2)
+    with pytest.warns(SlowerEngine, match="because 'eigh'"):
+        found = first_exits(process, [0.3, 0.4], level, 30, 20, seed=0)
+    want = first_exits(process, [0.3, 0.4], sublevel(lambda x: x @ x, 0.5, 2), 30, 20, seed=0)
+    np.testing.assert_array_equal(found.steps, want.steps)
+    ends = [
+        run_trials(process, state, ball([0.0, 0.0], 2.0), score, 3.01, 3.5, 200)
+        for score in (lambda x: x @ x + function(x), lambda x: x @ x + 3)
+    ]
+    np.testing.assert_array_equal(ends[0].fates, ends[1].fates)
+    with pytest.raises(InputError, match="needs the fused engine"):
+        first_exits(
+            diffusion_approximation(process), [0.3, 0.4], level, 30, 20, seed=0, bridge=True
+        )

@@ -1,7 +1,9 @@
 """Large networks on array code: chosen by itself, the same answer, the same bits, soon compiled."""
 
 import ctypes
+import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,6 @@ from batchwell import (
     ball,
     diffusion,
     diffusion_approximation,
-    finite_sum,
     memory,
     sublevel,
 )
@@ -25,24 +26,11 @@ from batchwell.ensemble.mapped import mapped
 from batchwell.ensemble.vector import Code
 from batchwell.errors import InputError
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-def network(n=40, inputs=64, hidden=32, classes=10):
-    """Softmax regression on tanh units; labels are whole numbers that index the scores."""
-    rng = np.random.default_rng(8)
-    data = rng.standard_normal((n, inputs)), rng.integers(0, classes, n)
-    sizes = [inputs * hidden, hidden, hidden * classes, classes]
-    cuts = np.cumsum(sizes)[:-1].tolist()
+from networks import network
 
-    def loss(w, z):
-        first, shift, second, bias = jnp.split(w, cuts)
-        h = jnp.tanh(z[0] @ first.reshape(inputs, hidden) + shift)
-        scores = h @ second.reshape(hidden, classes) + bias
-        return jax.nn.logsumexp(scores) - scores[z[1]] + 1e-4 * w @ w
-
-    return finite_sum(loss, data, sum(sizes))
-
-
-BIG = network()
+BIG = network(64, 32, 10, 40, 1e-4)
 START = 0.2 * np.random.default_rng(9).standard_normal(BIG.dim)
 PROCESSES = {
     "B=1": SGD(BIG, 0.3, 1),
@@ -102,7 +90,7 @@ def test_a_thousand_parameters_with_additive_noise():
 
 
 def test_exits_and_moments_of_a_network():
-    loss = network(20, 24, 16, 4)
+    loss = network(24, 16, 4, 20, 1e-4)
     begin = START[: loss.dim]
     process, rough = SGD(loss, 0.3, 13), SGD(loss, 2.0, 1)
     assert fused.engine_of(process).recipe.loops

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from batchwell import SGD, additive, diffusion
-from batchwell.ensemble import advance, observe, positions, start
+from batchwell.ensemble import advance, observation, observe, positions, start
 from batchwell.errors import InputError
 
 PROCESS = SGD(additive(lambda x: jnp.sum(x**4) / 4 - x @ x / 2, dim=2), 0.1)
@@ -45,6 +45,20 @@ def test_sums_do_not_depend_on_threads_or_chunks():
     rest = observe(PROCESS, state.take(np.arange(25, 50)), 40, watched, bins=(-1, 1, 5))
     np.testing.assert_array_equal(one.totals, np.concatenate([half.totals, rest.totals]))
     np.testing.assert_array_equal(one.counts, half.counts + rest.counts)
+
+
+@pytest.mark.parametrize("engine", ["fused", "xla"])
+def test_calls_may_end_between_two_observations(engine, monkeypatch):
+    """So that a rare observation does not make a long call."""
+    state = start(PROCESS, [0.5, -0.5], 9, seed=1)
+    one = observe(PROCESS, state, 90, watched, every=30, engine=engine)
+    told = []
+    monkeypatch.setattr(observation, "time_blocks", lambda n: [(k, 9) for k in range(0, n, 9)])
+    two = observe(PROCESS, state, 90, watched, 30, (-1, 1, 5), engine=engine,
+                  progress=lambda done, steps: told.append(done))  # fmt: skip
+    assert told == list(range(9, 91, 9))
+    np.testing.assert_array_equal(one.totals, two.totals)
+    assert (one.times, two.counts[0].sum()) == (3, 27)
 
 
 def test_substeps_and_float32():

@@ -89,6 +89,10 @@ REFUSED = {
         lambda: observe(SMALL, STATE, 4, branching), "observable", "without Python branches"
     ),
     "branch in a level": (lambda: sublevel(branching, 1.0, 1), "function", "without Python branches"),
+    "loop until in a loss": (
+        lambda: additive(lambda x: jax.lax.while_loop(lambda v: v > 1, lambda v: v / 2, x[0])),
+        "loss", "fixed number of turns",
+    ),
     "NumPy in a loss": (lambda: additive(lambda x: np.sin(x[0])), "loss", "in jax.numpy"),
     "no fused form": (
         lambda: advance(GONE, STATE, 1, fallback=False), "engine", "use engine='xla', or write"
@@ -128,11 +132,3 @@ def test_a_gpu_that_is_not_there_is_refused_in_one_line():
             InputError, match="needs an NVIDIA GPU and its driver; use device='cpu'"
         ):
             run(SMALL, STATE, 2, device="cuda")
-
-
-def test_a_large_network_is_refused_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(cuda, "need_device", lambda: None)
-    large = additive(lambda x: jnp.sum((jnp.ones((90, 90)) @ jnp.tanh(x)) ** 2), dim=90)
-    process = SGD(large, 0.1)
-    with pytest.raises(InputError, match="scalar operations, above 5,000; use device='cpu'"):
-        advance(process, start(process, np.zeros(90), 2, seed=0), 1, device="cuda")

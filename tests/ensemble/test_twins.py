@@ -135,22 +135,23 @@ def chosen(draws, sampling, k, size, order):
     return order[:, place * size : (place + 1) * size]
 
 
-def logistic_step(w, rows, eta):
+def logistic_gradient(w, rows):
     z, y = ROWS[rows], LABELS[rows]
     slope = -y / (1 + np.exp(y * np.einsum("mbd,md->mb", z, w)))
-    return w - eta * np.einsum("mb,mbd->md", slope, z) / rows.shape[1]
+    return np.einsum("mb,mbd->md", slope, z) / rows.shape[1]
 
 
 @GENERATORS
 @pytest.mark.parametrize("sampling", ["with_replacement", "without_replacement", "reshuffle"])
 def test_minibatch_sgd(sampling, generator, mode):
-    for size in (1, 4):
-        process = SGD(LOGISTIC, 0.3, size, sampling)
+    for size, mu in ((1, 0.0), (1, 0.6), (4, 0.0), (4, 0.6)):
+        process = SGD(LOGISTIC, 0.3, size, sampling, mu)
         there = advance(process, start(process, np.zeros(3), M, SEED), 5, generator=generator)
-        twin, w = Draws(generator), np.zeros((M, 3))
+        twin, w, v = Draws(generator), np.zeros((M, 3)), np.zeros((M, 3))
         order = np.tile(np.arange(12), (M, 1))
         for k in range(5):
-            w = logistic_step(w, chosen(twin, sampling, k, size, order), 0.3)
+            v = mu * v + logistic_gradient(w, chosen(twin, sampling, k, size, order))
+            w = w - 0.3 * v
         np.testing.assert_array_equal(there.rng, twin.states)
         np.testing.assert_allclose(there.x, w, **CLOSE)
         if sampling != "with_replacement":

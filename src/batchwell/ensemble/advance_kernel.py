@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .kernels import Context, Recipe, load_block, store_block, take_from
-from .vector import Code, Val, module
+from .kernels import Context, Recipe, context_of, each_block, load_block, store_block
+from .vector import Val, module
 from .watching import Watch, watching_of
 
 
-def advance_source(
-    recipe: Recipe, kind: str, watch: Watch | None = None, lanes: int = 0, linkage: str = ""
-) -> str:
-    """LLVM text of ``advance``: every block of paths runs `steps` steps, watched if asked.
-
-    With one lane it is the program of one thread of a GPU.
-    """
-    c = Code("advance", ["args"], lanes or recipe.lanes(kind), linkage)
-    ctx = Context(c, kind, recipe.dim, recipe.generator)
-    ctx.read_reals()
-    steps, first, blocks = ctx.whole("steps"), ctx.whole("first"), ctx.whole("blocks")
-    last = c.add(first, steps)
-    with c.repeat() as done:
-        ctx.block = take_from(c, ctx.address("queue"))
-        c.leave_if(c.compare("sge", ctx.block, blocks), done)
+def advance_source(recipe: Recipe, kind: str, watch: Watch | None = None, gpu: bool = False) -> str:
+    """LLVM text of ``advance``: every block of paths runs `steps` steps, watched if asked."""
+    ctx = context_of("advance", recipe, kind, gpu)
+    c, first = ctx.code, ctx.whole("first")
+    last = c.add(first, ctx.whole("steps"))
+    with each_block(ctx):
         load_block(ctx, recipe)
         watching = watching_of(ctx, watch) if watch else None
         seen = watching.see if watching else lambda: None

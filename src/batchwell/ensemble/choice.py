@@ -16,8 +16,6 @@ from .options import Settings
 
 def engine_for(process: Process, settings: Settings, loops: bool | None = None) -> fused.Engine:
     """The engine that settings ask for; raises `lowering.Unsupported`."""
-    if settings.device == "cuda":
-        loops = False  # a GPU's threads keep x in registers
     return fused.engine_of(process, settings.scheme, settings.precision, loops, settings.generator)
 
 

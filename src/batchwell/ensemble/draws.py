@@ -21,17 +21,17 @@ def _order_at(ctx: Context, place: Val) -> Val:
     """Entry `place` (the same in all lanes) of every lane's order."""
     c = ctx.code
     assert ctx.order is not None
-    return c.load(ctx.order, "i32", c.mul(place, c.i64(c.lanes)), c.lanes)
+    return c.load(ctx.order, "i32", c.strided(place), c.lanes)
 
 
 def _swap(ctx: Context, place: Val, other: Val) -> Val:
     """Swap entries `place` (scalar) and `other` (per lane); the entry that comes to `place`."""
     c = ctx.code
     assert ctx.order is not None
-    spots = c.add(c.mul(other, c.like(c.lanes, other)), c.lane_numbers())
+    spots = c.add(c.strided(other), c.lane_numbers())
     a, b = _order_at(ctx, place), c.gather(ctx.order, "i32", spots)
     c.scatter(a, ctx.order, spots)
-    c.store(b, ctx.order, c.mul(place, c.i64(c.lanes)))
+    c.store(b, ctx.order, c.strided(place))
     return b
 
 

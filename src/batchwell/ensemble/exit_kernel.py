@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import elementary
-from .kernels import ARGS, Context, Recipe, load_block, store_block, take_from
-from .vector import Code, Val, module
+from .kernels import Context, Recipe, context_of, load_block, store_block, take_from, working
+from .vector import Val, Var, module
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,36 +32,73 @@ class Exit:
     weights: np.ndarray | None = None
 
 
-def exit_source(recipe: Recipe, kind: str, test: Exit) -> str:
-    """LLVM text of ``exits``: lanes run until their paths leave, then take the next path.
+def exit_source(recipe: Recipe, kind: str, test: Exit, gpu: bool = False) -> str:
+    """LLVM text of ``exits``: lanes run until their paths leave, then take the next path."""
+    ctx = context_of("exits", recipe, kind, gpu)
 
-    A call runs at most `budget` chunks of `chunk` steps. Exits are noted inside a chunk and
-    booked at its end; what a lane does between its exit and the chunk's end is thrown away.
+    def run_chunk(points: Val, events: Val) -> Val:
+        return _run_chunk(ctx, recipe, test, points, events)
+
+    write_refilling(ctx, recipe, run_chunk)
+    return module([ctx.code])
+
+
+def write_refilling(ctx: Context, recipe: Recipe, run_chunk: Callable[[Val, Val], Val]) -> None:
+    """Lanes that run chunks of steps until their paths end, and then take the next path.
+
+    A call runs at most `budget` chunks of `chunk` steps. ``run_chunk(points, events)`` notes
+    ends, and says whether there were any; they are booked when it is over, and what a lane does
+    between its path's end and the chunk's is thrown away. Lanes that are free take paths at the
+    start of a chunk, unless it is in the middle of an epoch: `first` is the step there, and all
+    lanes are at the same one.
     """
-    c = Code("exits", ["args"], recipe.lanes(kind))
-    ctx = Context(c, kind, recipe.dim, recipe.generator)
-    ctx.read_reals()
+    c = ctx.code
     ctx.block = c.i64(0)
-    points = (c.heap if recipe.loops else c.array)(kind, recipe.dim * c.lanes)
+    points = c.heap(ctx.kind, recipe.dim * c.lanes)
     events = c.array("i32", c.lanes)
-    with c.loop(ctx.whole("budget")):
-        live = ctx.whole("live")
-        with c.when(c.compare("sgt", live, c.i64(0))):
+    start = c.compare("eq", ctx.whole("first"), c.i64(0))
+    with working(c), c.loop(ctx.whole("budget")):
+        free = c.binary("xor", awake(ctx), c.const(1, "i1"))
+        with c.when(c.binary("and", start, c.any(free))):
+            _fill_lanes(ctx, recipe)
+        with c.when(c.any(awake(ctx))):
             load_block(ctx, recipe)
-            found = _run_chunk(ctx, recipe, test, points, events)
+            found = run_chunk(points, events)
             store_block(ctx)
             with c.when(found):
-                book_exits(ctx, recipe, points, events)
-    return module([c])
+                _book_exits(ctx, recipe, points, events)
+
+
+def awake(ctx: Context) -> Val:
+    """Which lanes hold a path."""
+    c = ctx.code
+    ids = c.load(ctx.address("ids"), "i64", ctx.here(1), c.lanes)
+    return c.compare("sge", ids, c.like(0, ids))
+
+
+def taken_and_rest(ctx: Context) -> tuple[Val, Val]:
+    """Steps that every lane's path has taken, and how many it has left (32 bits)."""
+    c = ctx.code
+    taken = c.load(ctx.address("taken"), "i64", ctx.here(1), c.lanes)
+    rest = c.sub(c.splat(ctx.whole("horizon")), taken)
+    return taken, c.cast("trunc", c.call("smin", rest, c.like(2**30, rest)), "i32")
+
+
+def note(ctx: Context, where: list[Var], event: Val, taken: Val, points: Val, events: Val) -> Val:
+    """At the end of a chunk, what happened in it; whether anything did."""
+    c = ctx.code
+    for k, spot in enumerate(where):
+        c.store(spot.get(), points, c.strided(c.i64(k)))
+    happened = c.binary("and", awake(ctx), c.compare("ne", event, c.like(0, event)))
+    c.store(c.select(happened, event, c.like(0, event)), events)
+    c.store(c.add(taken, c.splat(ctx.whole("chunk"))), ctx.address("taken"), ctx.here(1))
+    return c.any(happened)
 
 
 def _run_chunk(ctx: Context, recipe: Recipe, test: Exit, points: Val, events: Val) -> Val:
     """`chunk` steps; notes the first event of every lane; whether a live lane had one."""
     c = ctx.code
-    taken = c.load(ctx.address("taken"), "i64", lanes=c.lanes)
-    rest = c.sub(c.splat(ctx.whole("horizon")), taken)
-    rest = c.call("smin", rest, c.like(2**30, rest))
-    rest = c.cast("trunc", rest, "i32")
+    taken, rest = taken_and_rest(ctx)
     event = c.var("i32", value=c.const(0, "i32"))
     where = [c.var(ctx.kind, value=v.get()) for v in ctx.x]  # of recipes that loop: `points`
     inside = _Bridge(ctx, test)
@@ -69,7 +106,7 @@ def _run_chunk(ctx: Context, recipe: Recipe, test: Exit, points: Val, events: Va
     together = 2 if shares else 1
 
     def watched(t: Val) -> None:
-        ctx.step = t  # lanes start epochs together: see `exits.chunk_of`
+        ctx.step = c.add(ctx.whole("first"), t)
         inside.before()
         recipe.step(ctx)
         out = inside.left()
@@ -89,15 +126,7 @@ def _run_chunk(ctx: Context, recipe: Recipe, test: Exit, points: Val, events: Va
             ctx.supply = ctx.normals(2 * recipe.normals)
         for k in range(together):
             watched(c.add(c.mul(turn, c.i64(together)), c.i64(k)))
-    for k, spot in enumerate(where):
-        c.store(spot.get(), points, c.i64(k * c.lanes))
-    ids = c.load(ctx.address("ids"), "i64", lanes=c.lanes)
-    noted = event.get()
-    awake = c.compare("sge", ids, c.like(0, ids))
-    happened = c.binary("and", awake, c.compare("ne", noted, c.like(0, noted)))
-    c.store(c.select(happened, noted, c.like(0, noted)), events)
-    c.store(c.add(taken, c.splat(ctx.whole("chunk"))), ctx.address("taken"))
-    return c.any(happened)
+    return note(ctx, where, event.get(), taken, points, events)
 
 
 def _note_places(ctx: Context, new: Val, points: Val) -> None:
@@ -138,43 +167,53 @@ class _Bridge:
         return c.binary("or", out, touched)
 
 
-def book_exits(ctx: Context, recipe: Recipe, points: Val, events: Val) -> None:
-    """Write down the lanes that have an event and refill them."""
+def _book_exits(ctx: Context, recipe: Recipe, points: Val, events: Val) -> None:
+    """Write down the lanes that have an event; they are free then."""
     c = ctx.code
     with c.loop(c.i64(c.lanes)) as lane:
         event = c.load(events, "i32", lane)
         with c.when(c.compare("ne", event, c.i32(0))):
             _book_one(ctx, recipe, points, event, lane)
-            _refill(ctx, recipe, lane)
 
 
 def _book_one(ctx: Context, recipe: Recipe, points: Val, event: Val, lane: Val) -> None:
     """left[id] = steps taken, negative when censored; points[id] = position."""
     c = ctx.code
-    ids, taken = ctx.address("ids"), ctx.address("taken")
-    path = c.load(ids, "i64", lane)
-    before = c.sub(c.load(taken, "i64", lane), ctx.whole("chunk"))
+    own = c.add(ctx.here(1), lane)
+    path = c.load(ctx.address("ids"), "i64", own)
+    before = c.sub(c.load(ctx.address("taken"), "i64", own), ctx.whole("chunk"))
     number = c.cast("sext", event, "i64")
     censored = c.compare("slt", number, c.i64(0))
+    c.store(c.i64(-1), ctx.address("ids"), own)
     steps = c.add(before, c.select(censored, c.sub(c.i64(0), number), number))
     c.store(c.select(censored, c.sub(c.i64(0), steps), steps), ctx.address("left"), path)
     base = c.mul(path, c.i64(recipe.dim))
     with c.loop(c.i64(recipe.dim)) as k:
-        value = c.load(points, ctx.kind, c.add(lane, c.mul(k, c.i64(c.lanes))))
+        value = c.load(points, ctx.kind, c.add(lane, c.strided(k)))
         c.store(value, ctx.address("points"), c.add(base, k))
 
 
-def _refill(ctx: Context, recipe: Recipe, lane: Val) -> None:
-    """The next path takes the lane, or the lane falls asleep."""
+def _fill_lanes(ctx: Context, recipe: Recipe) -> None:
+    """The next paths take the lanes that are free, as long as there are any."""
     c = ctx.code
-    ids, taken, live = ctx.address("ids"), ctx.address("taken"), ctx.address("")
+    taken = c.emit("i64", 1, f"load atomic i64, ptr {ctx.address('queue').text} monotonic, align 8")
+    with (
+        c.when(c.compare("slt", taken, ctx.whole("paths"))),
+        c.loop(c.i64(c.lanes)) as lane,
+    ):
+        path = c.load(ctx.address("ids"), "i64", c.add(ctx.here(1), lane))
+        with c.when(c.compare("slt", path, c.i64(0))):
+            _refill(ctx, recipe, lane)
+
+
+def _refill(ctx: Context, recipe: Recipe, lane: Val) -> None:
+    """The next path, if there is one, takes the lane."""
+    c = ctx.code
+    own = c.add(ctx.here(1), lane)
     path = take_from(c, ctx.address("queue"))
     more = c.compare("slt", path, ctx.whole("paths"))
-    c.store(c.select(more, path, c.i64(-1)), ids, lane)
-    c.store(c.i64(0), taken, lane)
-    awake = c.load(live, "i64", c.i64(ARGS.index("live")))
-    fewer = c.select(more, awake, c.sub(awake, c.i64(1)))
-    c.store(fewer, live, c.i64(ARGS.index("live")))
+    c.store(c.select(more, path, c.i64(-1)), ctx.address("ids"), own)
+    c.store(c.i64(0), ctx.address("taken"), own)
     with c.when(more):
         for name, source, kind, count in (
             ("x", "starts", ctx.kind, recipe.dim), ("rng", "states", "i32", 4)
@@ -182,11 +221,11 @@ def _refill(ctx: Context, recipe: Recipe, lane: Val) -> None:
             base = c.mul(path, c.i64(count))
             with c.loop(c.i64(count)) as k:
                 value = c.load(ctx.address(source), kind, c.add(base, k))
-                c.store(value, ctx.address(name), c.add(lane, c.mul(k, c.i64(c.lanes))))
+                c.store(value, ctx.address(name), c.add(own, c.strided(k)))
         with c.loop(c.i64(recipe.dim if recipe.velocity else 0)) as k:
             zero = c.const(0.0, ctx.kind, 1)
-            c.store(zero, ctx.address("velocity"), c.add(lane, c.mul(k, c.i64(c.lanes))))
+            c.store(zero, ctx.address("velocity"), c.add(own, c.strided(k)))
         if recipe.order:
             with c.loop(ctx.loaded["rows"]) as row:
                 entry = c.cast("trunc", row, "i32")
-                c.store(entry, ctx.address("order"), c.add(lane, c.mul(row, c.i64(c.lanes))))
+                c.store(entry, ctx.address("order"), c.add(own, c.strided(row)))

@@ -19,24 +19,26 @@ from .fused import (
     CALL_SECONDS,
     DTYPE,
     Arguments,
+    Compiled,
     Engine,
     blocked_table,
     common_arguments,
     kernel,
     run,
-    thread_count,
+    width_for,
+    workers_for,
 )
 from .ir import Graph
 from .kernels import Context, Expressions, Recipe
 from .loop_program import Program
 from .lowering import inputs, lower
-from .native import Kernel
 from .plans import data_table, row_weights
 from .row_sums import example_loss, mean_over_rows
 from .vector import Val
 
 Written = Callable[[Context], Val]
 CHUNK = 32  # steps between bookings
+LEAST = 2  # steps that may share their normals
 
 
 @dataclass
@@ -52,17 +54,17 @@ class Lanes:
     arguments: Arguments
 
     @property
-    def live(self) -> int:
-        """Lanes that still hold a path."""
-        return int(self.arguments.get("live"))
+    def live(self) -> bool:
+        """Whether any lane still holds a path."""
+        return bool(np.any(self.ids >= 0))
 
 
-def chunk_of(process: Process) -> int:
-    """Steps between bookings; one epoch for reshuffled data, so that lanes share its phase."""
+def epoch_of(process: Process) -> int:
+    """Steps of an epoch of reshuffled data, whose phase all lanes share; else 0."""
     if isinstance(process, SGD) and process.sampling == "reshuffle":
         assert process.loss.n is not None
         return process.loss.n // process.batch_size
-    return CHUNK
+    return 0
 
 
 _tests: dict[tuple[Domain, object, bool], Exit] = {}
@@ -161,16 +163,11 @@ def find_exits(
     substeps: int,
     threads: int | None,
     progress: Callable[[int, int], None] | None,
+    device: str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(steps (M,), observed (M,), points (M, d)) of M paths; horizon and steps in kernel steps."""
     dtype = DTYPE[engine.kind]
-    call = kernel(
-        engine.recipe,
-        engine.kind,
-        "exits",
-        lambda: exit_source(engine.recipe, engine.kind, test),
-        test,
-    )
+    call = kernel(engine, "exits", device, exit_source, test)
     starts, states = np.ascontiguousarray(starts, dtype), np.ascontiguousarray(states, np.uint32)
     left = np.zeros(len(starts), np.int64)
     points, queue = np.empty_like(starts), np.zeros(1, np.int64)
@@ -182,44 +179,62 @@ def find_exits(
         queue=queue,
         paths=len(starts),
         horizon=horizon,
-        chunk=chunk_of(engine.process),
     )
     if test.table is not None:
         table, weights = blocked_table(test, engine.kind)
         shared.update(level_table=table, level_weights=weights, level_rows=len(table))
-    drain(
-        call, workers_of(engine, substeps, threads, starts, states, queue, shared), progress, left
-    )
+    workers = workers_of(call, engine, substeps, threads, starts, states, queue, shared)
+    span = LEAST if engine.recipe.loops else CHUNK
+    drain(call, workers, left, queue, CHUNK, epoch_of(engine.process), span, progress)
     return np.abs(left), left > 0, points.astype(np.float64)
 
 
 def drain(
-    call: Kernel,
+    call: Compiled,
     workers: list[Lanes],
-    progress: Callable[[int, int], None] | None,
     left: np.ndarray,
-    budget: int = 1,
+    queue: np.ndarray,
+    chunk: int,
+    epoch: int,
+    span: int,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Call the kernel, `budget` chunks at first, until the queue and all lanes are empty."""
-    while any(w.live for w in workers):
+    """Call the kernel until the queue and all lanes are empty.
+
+    At first for `span` steps, then for as many as take about CALL_SECONDS; ends are booked every
+    `chunk` steps, or at the end of an epoch where there are epochs.
+    """
+    first = 0
+    while waiting := [w for w in workers if w.live or queue[0] < len(left)]:
+        steps, chunks = _portion(span, first, chunk, epoch)
+        for w in waiting:
+            for name, value in (("chunk", steps), ("budget", chunks), ("first", first)):
+                w.arguments.put(name, value)
         clock = time.perf_counter()
-        for w in workers:
-            w.arguments.put("budget", budget)
-        run(call, [w.arguments.values for w in workers if w.live])
+        run(call, [w.arguments for w in waiting])
         spent = time.perf_counter() - clock
-        budget = max(
-            1,
-            budget * 2
-            if spent < CALL_SECONDS / 2
-            else budget // 2
-            if spent > CALL_SECONDS
-            else budget,
-        )
+        first = (first + steps * chunks) % epoch if epoch else 0
+        if spent < CALL_SECONDS / 2:
+            span *= 2
+        elif spent > CALL_SECONDS:
+            span = max(LEAST, span // 2)
         if progress is not None:
             progress(int(np.count_nonzero(left)), len(left))
 
 
+def _portion(span: int, first: int, chunk: int, epoch: int) -> tuple[int, int]:
+    """(steps of a chunk, chunks) of the next call; whole epochs, or not beyond the end of one."""
+    if not epoch:
+        steps = min(span, chunk)
+    elif first or span < epoch:
+        return min(span, epoch - first), 1
+    else:
+        steps = epoch
+    return steps, span // steps
+
+
 def workers_of(
+    call: Compiled,
     engine: Engine,
     substeps: int,
     threads: int | None,
@@ -229,10 +244,10 @@ def workers_of(
     shared: dict[str, object],
 ) -> list[Lanes]:
     """Lanes of every thread, filled with the first paths of the queue."""
-    lanes = engine.recipe.lanes(engine.kind)
+    lanes = width_for(call, engine, len(starts))
     common = common_arguments(engine, substeps)
     out = []
-    for _ in range(thread_count(threads, -(-len(starts) // lanes))):
+    for _ in range(workers_for(call, threads, -(-len(starts) // lanes))):
         ids = queue[0] + np.arange(lanes)
         ids[ids >= len(starts)] = -1
         queue[0] += lanes
@@ -256,7 +271,7 @@ def _filled(
     if recipe.order:
         n = int(common.get("rows"))
         order = np.repeat(np.arange(n, dtype=np.int32)[:, None], len(ids), axis=1)
-    args = Arguments(common.values.copy(), list(common.kept))
+    args = common.copy()
     taken = np.zeros(len(ids), np.int64)
     own = dict(
         x=x,
@@ -265,7 +280,7 @@ def _filled(
         order=order,
         ids=ids,
         taken=taken,
-        live=int(np.count_nonzero(ids >= 0)),
+        width=len(ids),
     )
     for name, value in {**shared, **own}.items():
         if value is not None:

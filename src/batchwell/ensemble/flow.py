@@ -24,7 +24,7 @@ from .kernels import ARGS, Context, take_from
 from .lowering import Unsupported
 from .native import Kernel, compile_kernel
 from .options import Settings, fall_back
-from .recipes import GradientField, gradient_field
+from .row_sums import GradientField, gradient_field
 from .vector import Code, Val, Var, module
 
 CALL_SECONDS = 0.5
@@ -196,7 +196,7 @@ def _lanes(
     ids[ids >= len(x)] = -1
     queue[0] += lanes
     rows = np.maximum(ids, 0)
-    out = Arguments(shared.values.copy(), list(shared.kept))
+    out = shared.copy()
     for name, value in (
         ("x", np.ascontiguousarray(x[rows].T)),
         ("ids", ids),
@@ -220,7 +220,7 @@ def _run_to_the_end(
         clock = time.perf_counter()
         for w in live:
             w.put("budget", budget)
-        run(call, [w.values for w in live])
+        run(call, live)
         spent = time.perf_counter() - clock
         if spent < CALL_SECONDS / 2:
             budget *= 2

@@ -17,20 +17,19 @@ from ..dynamics import SGD, Process
 from . import cuda
 from .advance_kernel import advance_source
 from .exit_kernel import Exit
+from .forms import plan_of
 from .kernels import ARGS, REALS, Recipe
-from .loop_recipes import loop_plan_of
 from .lowering import Unsupported
 from .native import Kernel, compile_kernel
 from .options import require_room
 from .plans import Plan, reals_of, stride_of, work_of
-from .recipes import plan_of
 from .row_sums import GradientField
 from .vector import room_of
 
 DTYPE = {"f64": np.float64, "f32": np.float32}
 LOOPS_ABOVE = 1000  # scalar operations: here array code overtakes straight-line code
 CALL_SECONDS = 0.5  # of one call at the most, about, so that Ctrl-C is answered
-FIRST_SPAN = 256  # blocks of lanes that take a first step together
+FIRST_SPAN = 256  # blocks of lanes that take a first step together; one, on a GPU
 KIND = {"float64": "f64", "float32": "f32"}
 
 
@@ -62,23 +61,27 @@ def engine_of(
         with contextlib.suppress(Unsupported):
             return engine_of(process, scheme, precision, loops, generator)
         loops = not loops
-    plan = (loop_plan_of if loops else plan_of)(process, scheme, kind)
+    plan = plan_of(process, scheme, kind, loops)
     recipe = replace(plan.recipe, generator=generator)
     return Engine(process, plan, kind, scheme, recipe)
 
 
-_kernels: dict[tuple[Any, ...], Kernel] = {}
+Compiled = Kernel | cuda.Program
+_kernels: dict[tuple[Any, ...], Compiled] = {}
 
 
 def kernel(
-    recipe: Recipe, kind: str, name: str, source: Callable[[], str], about: Any = None
-) -> Kernel:
-    """The kernel `name` of a recipe (and of `about`), compiled once in this process."""
-    key = (recipe, kind, name, about)
+    engine: Engine, name: str, device: str, source: Callable[..., str], *about: Any
+) -> Compiled:
+    """The kernel ``source(recipe, kind, *about)`` for a device, compiled once in this process."""
+    key = (engine.recipe, engine.kind, name, device, about)
     if key not in _kernels:
-        text = source()
-        require_room(room_of(text))
-        _kernels[key] = compile_kernel(text, name)
+        text = source(engine.recipe, engine.kind, *about, gpu=device == "cuda")
+        if device == "cuda":
+            _kernels[key] = cuda.Program(text, name)
+        else:
+            require_room(room_of(text))
+            _kernels[key] = compile_kernel(text, name)
     return _kernels[key]
 
 
@@ -87,12 +90,16 @@ class Arguments:
     """The argument array of a kernel; keeps alive the arrays whose addresses it holds."""
 
     values: np.ndarray
-    kept: list[np.ndarray]
+    kept: dict[str, np.ndarray]
+
+    def copy(self) -> Arguments:
+        """The same arguments, to be changed on their own."""
+        return Arguments(self.values.copy(), dict(self.kept))
 
     @staticmethod
     def of(**given: Any) -> Arguments:
         """Arrays become addresses, numbers stay."""
-        out = Arguments(np.zeros(len(ARGS), np.int64), [])
+        out = Arguments(np.zeros(len(ARGS), np.int64), {})
         for name, value in given.items():
             out.put(name, value)
         return out
@@ -100,7 +107,7 @@ class Arguments:
     def put(self, name: str, value: Any) -> None:
         """Set one argument."""
         if isinstance(value, np.ndarray):
-            self.kept.append(value)
+            self.kept[name] = value
             value = value.ctypes.data
         self.values[ARGS.index(name)] = value
 
@@ -181,12 +188,28 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="batchwell")
 
 
-def run(call: Kernel, arguments: list[np.ndarray]) -> None:
+def workers_for(call: Compiled, threads: int | None, jobs: int) -> int:
+    """How often to call a kernel at the same time: on a GPU, its own threads share the work."""
+    return 1 if isinstance(call, cuda.Program) else thread_count(threads, jobs)
+
+
+def width_for(call: Compiled, engine: Engine, paths: int) -> int:
+    """How many paths lie side by side: in registers, or in a GPU's threads."""
+    if isinstance(call, cuda.Program):
+        return call.width(paths)
+    return engine.recipe.lanes(engine.kind)
+
+
+def run(call: Compiled, arguments: list[Arguments]) -> None:
     """Call a kernel once per argument array, each in its own thread."""
-    if len(arguments) == 1:
-        call(arguments[0])
+    if isinstance(call, cuda.Program):
+        for a in arguments:
+            call(a.values, a.kept)
         return
-    jobs = [_pool(len(arguments)).submit(call, a) for a in arguments]
+    if len(arguments) == 1:
+        call(arguments[0].values)
+        return
+    jobs = [_pool(len(arguments)).submit(call, a.values) for a in arguments]
     try:
         for job in jobs:
             job.result()
@@ -208,7 +231,7 @@ class Blocks:
 def to_blocks(
     engine: Engine, x: np.ndarray, rng: np.ndarray, memory: Any, lanes: int = 0
 ) -> Blocks:
-    """Paths as callers hold them -> the engine's layout."""
+    """Paths as callers hold them -> the engine's layout, `lanes` of them side by side."""
     lanes, dtype = lanes or engine.recipe.lanes(engine.kind), DTYPE[engine.kind]
     velocity = blocked(memory[1], lanes, dtype) if engine.recipe.velocity else None
     order = blocked(memory[0], lanes, np.int32) if engine.recipe.order else None
@@ -231,36 +254,33 @@ def from_blocks(engine: Engine, blocks: Blocks, memory: Any) -> tuple[np.ndarray
 class Advancer:
     """Runs steps of a process over paths in the engine's layout."""
 
-    def __init__(self, engine: Engine, substeps: int, threads: int | None = None) -> None:
-        self.engine, self.threads = engine, threads
+    def __init__(
+        self, engine: Engine, substeps: int, threads: int | None = None, device: str = "cpu"
+    ) -> None:
+        self.engine, self.threads, self.device = engine, threads, device
         self.arguments = common_arguments(engine, substeps)
-        self.lanes = engine.recipe.lanes(engine.kind)
-        self.call = kernel(
-            engine.recipe,
-            engine.kind,
-            "advance",
-            lambda: advance_source(engine.recipe, engine.kind),
-        )
+        self.call = kernel(engine, "advance", device, advance_source)
 
     def __call__(self, first: int, steps: int, blocks: Blocks) -> None:
         """`steps` steps, counted from `first`, in place; a single one in several calls if long."""
         count, queue = len(blocks.x), np.zeros(1, np.int64)
         args = self.arguments_for(first, steps, blocks, queue)
-        span, done = (count if steps > 1 else FIRST_SPAN), 0
+        first_span = 1 if self.device == "cuda" else FIRST_SPAN
+        span, done = (count if steps > 1 else first_span), 0
         while done < count:
             end = min(done + span, count)
             queue[0] = done
             args.put("blocks", end)
             clock = time.perf_counter()
-            run(self.call, [args.values] * thread_count(self.threads, end - done))
+            run(self.call, [args] * workers_for(self.call, self.threads, end - done))
             spent, done = time.perf_counter() - clock, end
             span = 2 * span if spent < CALL_SECONDS / 2 else max(1, span // 2)
 
     def arguments_for(self, first: int, steps: int, blocks: Blocks, queue: np.ndarray) -> Arguments:
         """The argument array of one call."""
-        args = Arguments(self.arguments.values.copy(), list(self.arguments.kept))
+        args = self.arguments.copy()
         for name, value in (
-            ("x", blocks.x), ("rng", blocks.rng), ("queue", queue),
+            ("x", blocks.x), ("rng", blocks.rng), ("queue", queue), ("width", blocks.x.shape[2]),
             ("velocity", blocks.velocity), ("order", blocks.order),
         ):  # fmt: skip
             if value is not None:
@@ -268,26 +288,6 @@ class Advancer:
         for name, number in (("blocks", len(blocks.x)), ("steps", steps), ("first", first)):
             args.put(name, number)
         return args
-
-
-class CudaAdvancer(Advancer):
-    """The same on a GPU: one lane, a thread per path."""
-
-    def __init__(self, engine: Engine, substeps: int) -> None:
-        self.engine, self.lanes = engine, 1
-        self.arguments = common_arguments(engine, substeps)
-        self.program = _gpu_program(engine.recipe, engine.kind)
-
-    def __call__(self, first: int, steps: int, blocks: Blocks) -> None:
-        """`steps` steps, counted from `first`, in place."""
-        args = self.arguments_for(first, steps, blocks, np.zeros(1, np.int64))
-        self.program(args.values, args.kept, len(blocks.x))
-
-
-@lru_cache(maxsize=64)
-def _gpu_program(recipe: Recipe, kind: str) -> cuda.Program:
-    cuda.need_device()
-    return cuda.Program(advance_source(recipe, kind, lanes=1, linkage="ptx_kernel"), "advance")
 
 
 class Stepper:
@@ -303,15 +303,11 @@ class Stepper:
         memory: Any,
         device: str = "cpu",
     ) -> None:
-        self.engine, self._memory = engine, memory
-        self.advance = (
-            CudaAdvancer(engine, substeps)
-            if device == "cuda"
-            else Advancer(engine, substeps, threads)
-        )
-        self.on_gpu = device == "cuda"
+        self.engine, self._memory, self.device = engine, memory, device
+        self.advance = Advancer(engine, substeps, threads, device)
         self.per = 1 if isinstance(engine.process, SGD) else substeps
-        self.blocks = to_blocks(engine, x, rng, memory, self.advance.lanes)
+        lanes = width_for(self.advance.call, engine, len(x))
+        self.blocks = to_blocks(engine, x, rng, memory, lanes)
 
     def __call__(self, first: int, steps: int) -> np.ndarray:
         """Positions (M, d) after `steps` more SGD steps, counted from `first`."""

@@ -8,7 +8,8 @@ does depends on its own numbers alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from . import elementary
@@ -17,16 +18,17 @@ from .generators import words
 from .ir import Scalar
 from .loop_arrays import Buffer, Lazy, Loops
 from .lowering import Nodes
+from .thread_code import ThreadCode
 from .vector import Code, Val, Var
 
 # Places in the argument array of a kernel: addresses, whole numbers, and the address of reals.
 ARGS = (
     "x", "rng", "velocity", "order", "queue", "blocks", "steps", "first", "reals", "batch",
     "table", "rows", "weights", "paths", "starts", "states", "left", "points", "horizon",
-    "chunk", "budget", "ids", "taken", "live", "sums", "counts", "every", "edges",
+    "chunk", "budget", "ids", "taken", "live", "sums", "counts", "every", "clock", "edges",
     "steps_of", "step", "regions", "region_count",
     "level_table", "level_weights", "level_rows",
-    "goals", "core", "best", "fates", "score_table",
+    "goals", "core", "best", "fates", "score_table", "width", "room",
 )  # fmt: skip
 NATIVE_LANES = {"f64": 8, "f32": 16}  # of a 512-bit register; shorter ones are used in groups
 REALS = ("drift", "noise", "eta", "momentum", "half_eta", "bridge")
@@ -72,6 +74,12 @@ class Context:
         if not name:
             return self.code.args[0]
         return self.code.load(self.code.args[0], "ptr", self.code.i64(ARGS.index(name)))
+
+    def here(self, rows: int | Val) -> Val:
+        """Where this block's part of an array of `rows` rows per path begins."""
+        assert self.block is not None
+        count = rows if isinstance(rows, Val) else self.code.i64(rows)
+        return self.code.block_start(self.block, count)
 
     def real(self, name: str) -> Val:
         """A real argument in every lane; read once, ahead of the loops."""
@@ -252,13 +260,50 @@ def take_from(c: Code, queue: Val) -> Val:
     return c.emit("i64", 1, f"atomicrmw add ptr {queue.text}, i64 1 monotonic")
 
 
-def rows_of(ctx: Context, name: str, kind: str, count: int) -> list[tuple[Val, Val]]:
+def context_of(name: str, recipe: Recipe, kind: str, gpu: bool) -> Context:
+    """Where the kernel `name` is written: for a block of lanes, or for a thread of a GPU."""
+    code = (
+        ThreadCode(name, ARGS.index("width"), ARGS.index("room"))
+        if gpu
+        else Code(name, ["args"], recipe.lanes(kind))
+    )
+    ctx = Context(code, kind, recipe.dim, recipe.generator)
+    ctx.read_reals()
+    return ctx
+
+
+@contextmanager
+def working(c: Code) -> Iterator[None]:
+    """What only those threads of a GPU do that have paths; a grid is a little larger."""
+    if isinstance(c, ThreadCode):
+        with c.when(c.compare("slt", c.thread, c.width)):
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def each_block(ctx: Context) -> Iterator[None]:
+    """Blocks of paths, one after the other: from the queue, or on a GPU, all threads together.
+
+    To a GPU "queue" holds the first block, and stays as it is.
+    """
+    c, queue, blocks = ctx.code, ctx.address("queue"), ctx.whole("blocks")
+    if isinstance(c, ThreadCode):
+        with working(c), c.loop(blocks, c.load(queue, "i64")) as block:
+            ctx.block = block
+            yield
+        return
+    with c.repeat() as done:
+        ctx.block = take_from(c, queue)
+        c.leave_if(c.compare("sge", ctx.block, blocks), done)
+        yield
+
+
+def rows_of(ctx: Context, name: str, count: int) -> list[tuple[Val, Val]]:
     """(array, first element) of each of `count` rows of this block."""
-    c = ctx.code
-    assert ctx.block is not None
-    base = c.mul(ctx.block, c.i64(count * c.lanes))
-    array = ctx.address(name)
-    return [(array, c.add(base, c.i64(k * c.lanes))) for k in range(count)]
+    c, base, array = ctx.code, ctx.here(count), ctx.address(name)
+    return [(array, c.add(base, c.strided(c.i64(k)))) for k in range(count)]
 
 
 def load_block(ctx: Context, recipe: Recipe) -> None:
@@ -267,37 +312,26 @@ def load_block(ctx: Context, recipe: Recipe) -> None:
 
     def fetch(name: str, kind: str, count: int) -> list[Var]:
         return [
-            c.var(kind, value=c.load(p, kind, at, c.lanes))
-            for p, at in rows_of(ctx, name, kind, count)
+            c.var(kind, value=c.load(p, kind, at, c.lanes)) for p, at in rows_of(ctx, name, count)
         ]
 
     ctx.rng = fetch("rng", "i32", 4)
     if recipe.loops:
         ctx.loops = ctx.loops or Loops(c, ctx.kind)
         for name in ("x", "velocity")[: 2 if recipe.velocity else 1]:
-            ctx.places[name] = ctx.loops.at(_rows_here(ctx, name, recipe.dim), recipe.dim)
+            start = c.at(ctx.address(name), ctx.kind, ctx.here(recipe.dim))
+            ctx.places[name] = ctx.loops.at(start, recipe.dim)
     else:
         ctx.x = fetch("x", ctx.kind, recipe.dim)
         if recipe.velocity:
             ctx.velocity = fetch("velocity", ctx.kind, recipe.dim)
     if recipe.order:
-        assert ctx.block is not None
-        size = c.mul(ctx.loaded["rows"], c.i64(c.lanes))
-        ctx.order = c.at(ctx.address("order"), "i32", c.mul(ctx.block, size))
-
-
-def _rows_here(ctx: Context, name: str, count: int) -> Val:
-    """Address of this block's part of an array of `count` rows."""
-    c = ctx.code
-    assert ctx.block is not None
-    return c.at(ctx.address(name), ctx.kind, c.mul(ctx.block, c.i64(count * c.lanes)))
+        ctx.order = c.at(ctx.address("order"), "i32", ctx.here(ctx.loaded["rows"]))
 
 
 def store_block(ctx: Context) -> None:
     """Positions, generators and velocities back into memory."""
-    for name, kind, values in (
-        ("x", ctx.kind, ctx.x), ("rng", "i32", ctx.rng), ("velocity", ctx.kind, ctx.velocity)
-    ):  # fmt: skip
+    for name, values in (("x", ctx.x), ("rng", ctx.rng), ("velocity", ctx.velocity)):
         if values:
-            for (p, at), v in zip(rows_of(ctx, name, kind, len(values)), values, strict=True):
+            for (p, at), v in zip(rows_of(ctx, name, len(values)), values, strict=True):
                 ctx.code.store(v.get(), p, at)

@@ -194,14 +194,11 @@ class Loops:
         c = self.code
         if buffer.uniform:
             return c.splat(c.load(buffer.pointer, self.kind, place))
-        return c.load(buffer.pointer, self.kind, self._scaled(place), c.lanes)
+        return c.load(buffer.pointer, self.kind, c.strided(place), c.lanes)
 
     def put(self, value: Val, buffer: Buffer, place: Val) -> None:
         """Write one element in all lanes."""
-        self.code.store(value, buffer.pointer, self._scaled(place))
-
-    def _scaled(self, place: Val) -> Val:
-        return self.code.mul(place, self.code.i64(self.code.lanes))
+        self.code.store(value, buffer.pointer, self.code.strided(place))
 
     # -- values -------------------------------------------------------------------------------
     def leaf(

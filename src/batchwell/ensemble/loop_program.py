@@ -29,6 +29,7 @@ FUSES = ELEMENTWISE | ELEMENTWISE_SPECIAL | RESHAPES | {"pad", "concatenate"}
 REDUCES = {"reduce_sum", "reduce_prod", "reduce_max", "reduce_min", "reduce_and", "reduce_or",
            "argmax", "argmin"}  # fmt: skip
 PASSES = RESHAPES | {"transpose", "pad", "concatenate", "add", "add_any", "output"}
+JOINS = {"concatenate", "pad"}  # to which an array of no entries adds nothing
 MAX_TURNS = 64  # of a loop that is unrolled
 
 
@@ -149,7 +150,9 @@ def _written(w: Loops, eqn: Any, args: list[Value]) -> list[Value]:
     try:
         if all(isinstance(a, Known) for a in args) and name not in CONTROL:
             return _folded(eqn, args)
-        if any(size_of(a) == 0 for a in args):
+        if all(v.aval.size == 0 for v in eqn.outvars):
+            return [Known(np.zeros(v.aval.shape, v.aval.dtype)) for v in eqn.outvars]
+        if name not in JOINS and any(size_of(a) == 0 for a in args):
             raise Unsupported(name, f"'{name}' of an empty array has no fused form")
         if name in CONTROL:
             return CONTROL[name](w, eqn, args)
@@ -252,8 +255,8 @@ def _own(w: Loops, value: Value) -> Lazy:
 
 
 def _row_buffer(w: Loops, buffer: Buffer, turn: Val, size: int) -> Buffer:
-    width = 1 if buffer.uniform else w.code.lanes
-    offset = w.code.mul(turn, w.code.i64(size * width))
+    first = w.code.mul(turn, w.code.i64(size))
+    offset = first if buffer.uniform else w.code.strided(first)
     return w.at(w.code.at(buffer.pointer, w.kind, offset), size, buffer.uniform)
 
 

@@ -14,43 +14,18 @@ from typing import Any
 import numpy as np
 
 from .._jax import jax, jnp
-from ..dynamics import SGD, Diffusion, Process
+from ..dynamics import Diffusion
 from ..loss import StochasticLoss
 from .draws import CHOOSE, drawer, shuffle_if_due
 from .kernels import Context, Recipe, transposed
 from .loop_arrays import Buffer, Known, Lazy, Loops, Value, View
 from .loop_program import Program
-from .plans import Plan, data_table, from_loss, over_rows, point, row_weights, stride_of
+from .plans import Plan, data_table, point, row_weights, stride_of
 from .step import pairs_of, platen
 from .vector import Val
 
 MAX_SHARED = 15
 TOGETHER = (32, 8, 1)  # examples taken at a time: as many as are left
-
-
-def loop_plan_of(process: Process, scheme: str, kind: str) -> Plan:
-    """The plan of a process as array code.
-
-    Raises
-    ------
-    Unsupported
-        Something in the loss has no fused form.
-    """
-    if isinstance(process, SGD):
-        momentum = process.momentum > 0
-        if process.loss.noise is not None:
-            return _sampled_plan(process.loss, momentum, process.batch_size == 1)
-        single = process.batch_size == 1
-        return _data_plan(process.loss, process.sampling, momentum, single, kind)
-    if scheme == "platen":
-        return _platen_plan(process)
-    if not from_loss(process):
-        return _own_plan(process, scheme)
-    assert process.sgd is not None
-    loss = process.sgd.loss
-    if over_rows(loss):
-        return _rows_plan(loss, process.order, scheme)
-    return _closed_plan(loss, process.order, scheme)
 
 
 def _shapes(loss: StochasticLoss, rows: int) -> Any:
@@ -166,9 +141,8 @@ def _gradients(loss: StochasticLoss, rows: int) -> Program:
 
 # -- SGD --------------------------------------------------------------------------------------
 @lru_cache(maxsize=256)
-def _data_plan(
-    loss: StochasticLoss, sampling: str, momentum: bool, single: bool, kind: str
-) -> Plan:
+def data_plan(loss: StochasticLoss, sampling: str, momentum: bool, single: bool, kind: str) -> Plan:
+    """Minibatch SGD on a finite data set."""
     table = data_table(loss)
     columns, choose = table.shape[1], CHOOSE[sampling]
     stride = stride_of(columns, kind, True)
@@ -202,7 +176,8 @@ def _data_plan(
 
 
 @lru_cache(maxsize=256)
-def _sampled_plan(loss: StochasticLoss, momentum: bool, single: bool) -> Plan:
+def sampled_plan(loss: StochasticLoss, momentum: bool, single: bool) -> Plan:
+    """SGD whose examples are drawn from a law."""
     assert loss.noise is not None
     draw, width = drawer(loss.noise, 1), loss.noise_dim
     closed = loss.closed_factor is not None
@@ -242,7 +217,7 @@ Fields = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 def _scheme(field: Callable[[Any, Any], Any], factor: Callable[[Any, Any], Any], heun: bool) -> Any:
-    """One step in jax.numpy from the real arguments of `recipes.reals_of`."""
+    """One step in jax.numpy from the real arguments of `plans.reals_of`."""
 
     def step(x: Any, xi: Any, a: Any, q: Any, half_eta: Any) -> Any:
         slope, kick = field(x, half_eta), q * factor(x, xi)
@@ -271,14 +246,17 @@ def _program_plan(
 
 
 @lru_cache(maxsize=256)
-def _own_plan(process: Diffusion, scheme: str) -> Plan:
+def own_plan(process: Diffusion, scheme: str) -> Plan:
+    """A diffusion with fields of its own."""
     return _program_plan(
         lambda x, h: process.drift(x), process.factor_vector, process.dim, process.noise_dim, scheme
     )
 
 
 @lru_cache(maxsize=256)
-def _closed_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
+def closed_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
+    """The diffusion of a loss whose mean and noise have closed forms."""
+
     def field(x: Any, half_eta: Any) -> Any:
         g = loss.gradient(x)
         return g if order == 1 else g + half_eta * loss.hessian_vector(x, g)
@@ -287,7 +265,8 @@ def _closed_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
 
 
 @lru_cache(maxsize=256)
-def _platen_plan(process: Diffusion) -> Plan:
+def platen_plan(process: Diffusion) -> Plan:
+    """The whole step of `step.platen`."""
     dim, m = process.dim, process.noise_dim
     shapes = (point(dim), point(m), point(pairs_of(m)), point())
     program = Program(partial(platen, process), *shapes)
@@ -377,7 +356,7 @@ def _products(loss: StochasticLoss, rows: int) -> Program:
 
 
 @lru_cache(maxsize=64)
-def _rows_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
+def rows_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
     """Full-batch fields as loops over the data, and noise with one column per example."""
     table = data_table(loss)
     gradients = {k: _gradients(loss, k) for k in GROUPS}

@@ -73,7 +73,7 @@ def _broadcast(w: Loops, e: Any, a: list[Value]) -> list[Value]:
     return moved(w, e, a)
 
 
-@loop_rule("transpose", "slice", "rev", "split")
+@loop_rule("transpose", "slice", "rev", "split", "unstack")
 def moved(w: Loops, e: Any, a: list[Value]) -> list[Value]:
     """Entries elsewhere: the straight-line rule, run on places instead of values."""
     if isinstance(a[0], Pending) and e.primitive.name == "transpose":
@@ -294,7 +294,7 @@ def _address(w: Loops, buffer: Buffer, place: Val) -> Val:
     c = w.code
     if buffer.uniform:
         return place
-    return c.add(c.mul(place, c.like(c.lanes, place)), c.lane_numbers())
+    return c.add(c.strided(place), c.lane_numbers())
 
 
 def _read(w: Loops, buffer: Buffer, index: Indexed, shape: tuple[int, ...], fills: bool) -> Value:

@@ -11,12 +11,12 @@ from numpy.typing import ArrayLike
 from .._jax import jax, jnp
 from .fused import DTYPE, KIND, Arguments, blocked, unblocked
 from .ir import Graph
-from .kernels import Context, Expressions, Recipe, load_block, take_from
+from .kernels import Context, Expressions, Recipe, context_of, each_block, load_block
 from .loop_arrays import View, size_of
 from .loop_program import Program
 from .lowering import inputs, lower
 from .native import compile_kernel
-from .vector import Code, Val, module
+from .vector import Val, module
 
 
 def mapped(
@@ -69,19 +69,15 @@ def mapped(
 
 
 def _source(code: Expressions | Program, recipe: Recipe, kind: str) -> str:
-    c = Code("mapped", ["args"], recipe.lanes(kind))
-    ctx = Context(c, kind, recipe.dim)
-    ctx.read_reals()
-    blocks, out = ctx.whole("blocks"), ctx.address("points")
-    with c.repeat() as done:
-        ctx.block = take_from(c, ctx.address("queue"))
-        c.leave_if(c.compare("sge", ctx.block, blocks), done)
+    ctx = context_of("mapped", recipe, kind, gpu=False)
+    out = ctx.address("points")
+    with each_block(ctx):
         load_block(ctx, recipe)
         if isinstance(code, Program):
             _store_arrays(ctx, code, out)
         else:
             _store_values(ctx, code, out)
-    return module([c])
+    return module([ctx.code])
 
 
 def _store_values(ctx: Context, code: Expressions, out: Val) -> None:

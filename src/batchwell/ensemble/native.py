@@ -63,27 +63,24 @@ def cache_directory() -> Path | None:
 
 def compile_kernel(source: str, name: str) -> Kernel:
     """The function `name` of LLVM text `source`: it takes an array of addresses and integers."""
-    key = _key(source)
+    llvm = _llvm()
+    processor = (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+    return _load(kept((*processor, source), lambda: object_code(source)), name)
+
+
+def kept(about: tuple[Any, ...], make: Callable[[], bytes]) -> bytes:
+    """What `make` gives, from the cache if it was made before by this version, out of `about`."""
+    everything = (__version__, _llvm().llvm_version_info, *about)
+    key = hashlib.sha256(repr(everything).encode()).hexdigest()
     code = _read(key)
     if code is None:
-        code = _object_code(source)
+        code = make()
         _write(key, code)
-    return _load(code, name)
+    return code
 
 
-def _key(source: str) -> str:
-    llvm = _llvm()
-    about = (
-        __version__,
-        llvm.llvm_version_info,
-        llvm.get_host_cpu_name(),
-        llvm.get_host_cpu_features().flatten(),
-        source,
-    )
-    return hashlib.sha256(repr(about).encode()).hexdigest()
-
-
-def _object_code(source: str) -> bytes:
+def object_code(source: str) -> bytes:
+    """Machine code of LLVM text, for this processor."""
     llvm = _llvm()
     module = llvm.parse_assembly(source)
     # Code of this length gains nothing from more effort, and register allocation would be slow.
@@ -101,13 +98,18 @@ _engines: list[Any] = []  # engines own the machine code: they live as long as t
 
 
 def _load(code: bytes, name: str) -> Kernel:
+    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address_of(code, name))
+    return lambda arguments: call(arguments.ctypes.data)  # ctypes lets other threads run meanwhile
+
+
+def address_of(code: bytes, name: str) -> int:
+    """Where a function of machine code lies, once it is loaded."""
     llvm = _llvm()
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(2))
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)
-    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(engine.get_function_address(name))
-    return lambda arguments: call(arguments.ctypes.data)  # ctypes lets other threads run meanwhile
+    return int(engine.get_function_address(name))
 
 
 def _read(key: str) -> bytes | None:

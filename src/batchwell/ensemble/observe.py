@@ -10,14 +10,22 @@ import numpy as np
 
 from .._jax import jax, jnp, traced
 from ..errors import require
-from . import cuda
 from .advance_kernel import advance_source
-from .fused import Blocks, Engine, Stepper, blocked, kernel, run, thread_count, unblocked
+from .fused import (
+    Arguments,
+    Blocks,
+    Engine,
+    Stepper,
+    blocked,
+    kernel,
+    run,
+    unblocked,
+    workers_for,
+)
 from .ir import Graph
 from .kernels import Expressions
 from .loop_program import Program
 from .lowering import Unsupported, inputs, lower
-from .native import Kernel
 from .watching import Watch
 
 Observable = Callable[[Any], Any]
@@ -52,14 +60,14 @@ class Sums:
         (M, k) sums over the times seen.
     counts
         (k, bins + 2): entries below, in each bin, above; None without bins.
-    times
-        How many times were seen.
+    steps
+        SGD steps run so far.
     """
 
     totals: np.ndarray
     squares: np.ndarray
     counts: np.ndarray | None
-    times: int = 0
+    steps: int = 0
 
 
 def shape_of(observable: Observable, dim: int) -> int:
@@ -87,9 +95,11 @@ def lowers(observable: Observable, dim: int, loops: bool) -> bool:
     return True
 
 
-def _gpu_kernel(engine: Engine, watch: Watch) -> cuda.Program:
-    source = advance_source(engine.recipe, engine.kind, watch, 1, "ptx_kernel")
-    return cuda.Program(source, "advance")
+def watch_of(engine: Engine, observable: Observable, bins: int) -> Watch:
+    """What an engine's kernel sums up; raises `lowering.Unsupported`."""
+    dim = engine.recipe.dim
+    code = _lowered(observable, dim, engine.recipe.loops)
+    return Watch(code, shape_of(observable, dim), bins)
 
 
 class Watcher:
@@ -104,28 +114,22 @@ class Watcher:
         bins: Bins | None,
         threads: int | None,
     ) -> None:
-        dim, self.size = engine.recipe.dim, shape_of(observable, engine.recipe.dim)
-        code = _lowered(observable, dim, engine.recipe.loops)
-        self.watch = Watch(code, self.size, bins.number if bins else 0)
+        self.watch = watch_of(engine, observable, bins.number if bins else 0)
+        self.size = self.watch.size
         self.stepper, self.engine, self.bins = stepper, engine, bins
         self.every, self.threads = every, threads
-        self.call = _gpu_kernel(engine, self.watch) if stepper.on_gpu else self._cpu_kernel()
-
-    def _cpu_kernel(self) -> Kernel:
-        recipe, kind = self.engine.recipe, self.engine.kind
-        return kernel(
-            recipe, kind, "advance", lambda: advance_source(recipe, kind, self.watch), self.watch
-        )
+        self.call = kernel(engine, "advance", stepper.device, advance_source, self.watch)
 
     def __call__(self, first: int, steps: int, sums: Sums) -> np.ndarray:
-        """`steps` more SGD steps, a multiple of `every`; adds to `sums`; positions (M, d)."""
+        """`steps` more SGD steps; adds what is due to `sums`; positions (M, d)."""
         blocks: Blocks = self.stepper.blocks
-        lanes, per = self.stepper.advance.lanes, self.stepper.per
+        lanes, per = blocks.x.shape[2], self.stepper.per
         rows = blocked(np.concatenate([sums.totals, sums.squares], axis=1), lanes, np.float64)
         queue = np.zeros(1, np.int64)
         args = self.stepper.advance.arguments_for(first * per, steps * per, blocks, queue)
         for name, value in (
-            ("sums", rows), ("every", self.every * per), ("paths", blocks.count)
+            ("sums", rows), ("every", self.every * per), ("clock", sums.steps * per),
+            ("paths", blocks.count),
         ):  # fmt: skip
             args.put(name, value)
         if self.bins is not None:
@@ -133,22 +137,19 @@ class Watcher:
         self._run(args, sums, len(blocks.x))
         table = unblocked(rows, len(sums.totals), np.float64)
         sums.totals, sums.squares = table[:, : self.size], table[:, self.size :]
-        sums.times += steps // self.every
+        sums.steps += steps
         return unblocked(blocks.x, blocks.count, np.float64)
 
-    def _run(self, args: Any, sums: Sums, blocks: int) -> None:
+    def _run(self, args: Arguments, sums: Sums, blocks: int) -> None:
         """Every thread counts for itself; whole numbers add up the same in any order."""
-        if isinstance(self.call, cuda.Program):
-            self.call(args.values, args.kept, blocks)
-            return
         own, counts = [], []
-        for _ in range(thread_count(self.threads, blocks)):
-            mine = type(args)(args.values.copy(), list(args.kept))
+        for _ in range(workers_for(self.call, self.threads, blocks)):
+            mine = args.copy()
             if sums.counts is not None:
                 counts.append(np.zeros_like(sums.counts))
                 mine.put("counts", counts[-1])
             own.append(mine)
-        run(self.call, [a.values for a in own])
+        run(self.call, own)
         for c in counts:
             assert sums.counts is not None
             sums.counts += c

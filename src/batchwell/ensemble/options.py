@@ -35,8 +35,7 @@ class Options(TypedDict, total=False):
     threads
         CPU threads of the fused engine; all allowed ones by default. Results do not depend on it.
     device
-        "cpu", or "cuda" for `advance`, `positions` and `observe` without bins: a GPU, the same
-        bits.
+        "cpu", or "cuda": an NVIDIA GPU, the same bits. Gradient flow stays on the CPU.
     scheme
         For diffusions, see `step.SCHEMES`: "heun" (weak order 2 where noise does not depend on
         x), "euler" (Euler-Maruyama), "platen" (weak order 2).
@@ -115,12 +114,6 @@ def _float32_is_safe(process: Process, substeps: int) -> None:
             f"is unsafe at steps of {step:g} (rounding eats "
             f"the drift below {SMALLEST_FLOAT32_STEP:g}); use precision='float64'",
         )
-
-
-def on_cpu(settings: Settings, what: str) -> None:
-    """Refuse the GPU for what only the CPU does."""
-    if settings.device != "cpu":
-        raise InputError("device", settings.device, f"is not for {what} yet; use device='cpu'")
 
 
 _told: set[str] = set()

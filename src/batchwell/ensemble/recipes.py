@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import Any
 
 from .._jax import jax, jnp
-from ..dynamics import SGD, Diffusion, Process
+from ..dynamics import Diffusion
 from ..loss import StochasticLoss
 from .draws import CHOOSE, Draw, drawer, each_example, shuffle_if_due
 from .ir import Graph
@@ -17,18 +18,14 @@ from .plans import (
     WIDE_BELOW,
     Plan,
     data_table,
-    from_loss,
-    over_rows,
     row_weights,
     stride_of,
 )
 from .row_sums import (
     Field,
-    GradientField,
     example_gradient,
     example_hessian_vector,
     gradient_and_noise,
-    gradient_field,
     lowered,
     mean_gradient,
     mean_over_rows,
@@ -37,34 +34,11 @@ from .row_sums import (
 from .step import pairs_of, platen
 from .vector import Val
 
-__all__ = ["GradientField", "gradient_field", "plan_of"]
-
-
-def plan_of(process: Process, scheme: str, kind: str) -> Plan:
-    """The plan of a process; equal plans are made once.
-
-    Raises
-    ------
-    Unsupported
-        Something in the loss has no fused form.
-    """
-    if isinstance(process, SGD):
-        momentum = process.momentum > 0
-        if process.loss.noise is not None:
-            single = process.batch_size == 1
-            return _sampled_plan(process.loss, momentum, single)
-        return _data_plan(process.loss, process.sampling, momentum, kind)
-    if scheme == "platen":
-        return _platen_plan(process)
-    if from_loss(process):
-        assert process.sgd is not None
-        return _approximation_plan(process.sgd.loss, process.order, scheme)
-    return _own_plan(process, scheme)
-
 
 # -- SGD --------------------------------------------------------------------------------------
 @lru_cache(maxsize=256)
-def _data_plan(loss: StochasticLoss, sampling: str, momentum: bool, kind: str) -> Plan:
+def data_plan(loss: StochasticLoss, sampling: str, momentum: bool, single: bool, kind: str) -> Plan:
+    """Minibatch SGD on a finite data set."""
     gradient = row_sum(loss, 1)
     columns = gradient.columns
     stride = stride_of(columns, kind)
@@ -76,7 +50,7 @@ def _data_plan(loss: StochasticLoss, sampling: str, momentum: bool, kind: str) -
         c, sums = ctx.code, ctx.zeros(loss.dim)
         x = [v.get() for v in ctx.x]
         one = [c.const(1.0, ctx.kind)]
-        with c.loop(ctx.loaded["batch"]) as b:
+        with nullcontext(c.i64(0)) if single else c.loop(ctx.loaded["batch"]) as b:
             z = gathered(ctx, choose(ctx, b), columns, stride)
             gradient.add(ctx, sums, x, z, one)
         size = c.splat(c.cast("sitofp", ctx.loaded["batch"], ctx.kind))
@@ -89,7 +63,8 @@ def _data_plan(loss: StochasticLoss, sampling: str, momentum: bool, kind: str) -
 
 
 @lru_cache(maxsize=256)
-def _sampled_plan(loss: StochasticLoss, momentum: bool, single: bool) -> Plan:
+def sampled_plan(loss: StochasticLoss, momentum: bool, single: bool) -> Plan:
+    """SGD whose examples are drawn from a law."""
     gradient, width = example_gradient(loss)
     assert loss.noise is not None
     draw = drawer(loss.noise, width)
@@ -151,7 +126,7 @@ def _scheme(field: Field, both: Both, dim: int, scheme: str) -> Callable[[Contex
 
 
 @lru_cache(maxsize=256)
-def _platen_plan(process: Diffusion) -> Plan:
+def platen_plan(process: Diffusion) -> Plan:
     """The whole step of `step.platen`, lowered."""
     dim, m = process.dim, process.noise_dim
     graph = Graph()
@@ -176,7 +151,8 @@ def _platen_plan(process: Diffusion) -> Plan:
 
 
 @lru_cache(maxsize=256)
-def _own_plan(process: Diffusion, scheme: str) -> Plan:
+def own_plan(process: Diffusion, scheme: str) -> Plan:
+    """A diffusion with fields of its own."""
     drift = lowered(process.dim, 0, lambda x, xi: process.drift(x))
     factor = lowered(process.dim, process.noise_dim, process.factor_vector)
     return _straight_plan(drift, factor, process.dim, process.noise_dim, scheme)
@@ -197,9 +173,8 @@ def _straight_plan(
 
 
 @lru_cache(maxsize=256)
-def _approximation_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
-    if over_rows(loss):
-        return _rows_plan(loss, order, scheme)
+def closed_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
+    """The diffusion of a loss whose mean and noise have closed forms."""
 
     def drift(x: Any, xi: Any, more: Any) -> Any:
         g = loss.gradient(x)
@@ -210,7 +185,8 @@ def _approximation_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
     return _straight_plan(field, factor, loss.dim, loss.factor_dim, scheme)
 
 
-def _rows_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
+@lru_cache(maxsize=256)
+def rows_plan(loss: StochasticLoss, order: int, scheme: str) -> Plan:
     """Full-batch fields as loops over the data: one pass for gradient and noise together."""
     gradient, both_sums = row_sum(loss, 1), row_sum(loss, 2)
     columns = gradient.columns

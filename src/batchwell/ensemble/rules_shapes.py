@@ -54,6 +54,16 @@ def _stack(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
     return [np.stack(a, axis=e.params["axis"])]
 
 
+@rule("unstack")
+def _unstack(g: Graph, e: Any, a: list[Nodes]) -> Sequence[Nodes]:
+    return list(np.moveaxis(a[0], e.params["axis"], 0))
+
+
+@rule("empty", "empty2")
+def _empty(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
+    return [np.full(e.outvars[0].aval.shape, 0.0, object)]
+
+
 @rule("split")
 def _split(g: Graph, e: Any, a: list[Nodes]) -> Sequence[Nodes]:
     cuts = np.cumsum(e.params["sizes"])[:-1]

@@ -18,11 +18,11 @@ import numpy as np
 from .._jax import jax, jnp, serial
 from ..domain import Domain
 from ..dynamics import Process
-from .exit_kernel import Exit, book_exits
-from .exits import drain, exit_test, scalar, workers_of
+from .exit_kernel import Exit, awake, note, taken_and_rest, write_refilling
+from .exits import drain, epoch_of, exit_test, scalar, workers_of
 from .fused import DTYPE, Engine, blocked_table, kernel
-from .kernels import Context, Recipe, load_block, store_block
-from .vector import Code, Val, Var, module
+from .kernels import Context, Recipe, context_of
+from .vector import Val, Var, module
 from .xla import compiled_step
 
 Score = Callable[[Any], Any]
@@ -30,7 +30,7 @@ Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 STOPPED, CORE, GOAL, OUT = range(4)  # how a trial ended
 CHUNK = 16  # steps between bookings
-FIRST_BUDGET = 32
+FIRST_SPAN = 512  # steps of a first call, where a step is not a loop over data
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,17 +116,12 @@ def run_trials(
     horizon: int,
     substeps: int,
     threads: int | None,
+    device: str = "cpu",
 ) -> Found:
     """(points (M, d), kernel steps, fates, best scores) of M trials on the fused engine."""
     test = exit_test(engine.process, domain, False)
     code = written_score(score, domain.dim)
-    call = kernel(
-        engine.recipe,
-        engine.kind,
-        "trials",
-        lambda: trial_source(engine.recipe, engine.kind, test, code),
-        (test, score),
-    )
+    call = kernel(engine, "trials", device, trial_source, test, code)
     dtype, m = DTYPE[engine.kind], len(starts)
     starts, states = np.ascontiguousarray(starts, dtype), np.ascontiguousarray(states, np.uint32)
     left, points, queue = np.zeros(m, np.int64), np.empty_like(starts), np.zeros(1, np.int64)
@@ -140,7 +135,6 @@ def run_trials(
         queue=queue,
         paths=m,
         horizon=horizon,
-        chunk=CHUNK,
         goals=np.concatenate([goals, [0.0]]).astype(dtype),
         core=np.array([core], dtype),
         best=best,
@@ -151,33 +145,21 @@ def run_trials(
     if test.table is not None:
         table, weights = blocked_table(test, engine.kind)
         shared.update(level_table=table, level_weights=weights, level_rows=len(table))
-    drain(
-        call,
-        workers_of(engine, substeps, threads, starts, states, queue, shared),
-        None,
-        left,
-        FIRST_BUDGET,
-    )
+    workers = workers_of(call, engine, substeps, threads, starts, states, queue, shared)
+    span = FIRST_SPAN if engine.plan.table is None and test.table is None else CHUNK
+    drain(call, workers, left, queue, CHUNK, epoch_of(engine.process), span)
     return points.astype(np.float64), np.abs(left), fates[:m], best[:m].astype(np.float64)
 
 
-def trial_source(recipe: Recipe, kind: str, test: Exit, score: Written) -> str:
+def trial_source(recipe: Recipe, kind: str, test: Exit, score: Written, gpu: bool = False) -> str:
     """LLVM text of ``trials``: as ``exits`` (see `exit_kernel.exit_source`), with three ends."""
-    c = Code("trials", ["args"], recipe.lanes(kind))
-    ctx = Context(c, kind, recipe.dim, recipe.generator)
-    ctx.read_reals()
-    ctx.block = c.i64(0)
-    points = c.array(kind, recipe.dim * c.lanes)
-    events = c.array("i32", c.lanes)
-    with c.loop(ctx.whole("budget")):
-        live = ctx.whole("live")
-        with c.when(c.compare("sgt", live, c.i64(0))):
-            load_block(ctx, recipe)
-            found = _run_chunk(ctx, recipe, test, score, points, events)
-            store_block(ctx)
-            with c.when(found):
-                book_exits(ctx, recipe, points, events)
-    return module([c])
+    ctx = context_of("trials", recipe, kind, gpu)
+
+    def run_chunk(points: Val, events: Val) -> Val:
+        return _run_chunk(ctx, recipe, test, score, points, events)
+
+    write_refilling(ctx, recipe, run_chunk)
+    return module([ctx.code])
 
 
 class _Lane:
@@ -186,15 +168,11 @@ class _Lane:
     def __init__(self, ctx: Context, score: Written, test: Exit) -> None:
         self.ctx, self.score, self.test = ctx, score, test
         c = ctx.code
-        ids = c.load(ctx.address("ids"), "i64", lanes=c.lanes)
-        self.awake = c.compare("sge", ids, c.like(0, ids))
-        self.place = c.select(self.awake, ids, c.splat(ctx.whole("paths")))
+        ids = c.load(ctx.address("ids"), "i64", ctx.here(1), c.lanes)
+        self.place = c.select(awake(ctx), ids, c.splat(ctx.whole("paths")))
         self.goal = c.gather(ctx.address("goals"), ctx.kind, self.place)
         self.core = c.splat(c.load(ctx.address("core"), ctx.kind))
-        self.taken = c.load(ctx.address("taken"), "i64", lanes=c.lanes)
-        rest = c.sub(c.splat(ctx.whole("horizon")), self.taken)
-        rest = c.call("smin", rest, c.like(2**30, rest))
-        self.rest = c.cast("trunc", rest, "i32")
+        self.taken, self.rest = taken_and_rest(ctx)
         self.best = c.var(ctx.kind, value=c.gather(ctx.address("best"), ctx.kind, self.place))
         self.event = c.var("i32", value=c.const(0, "i32"))
         self.fate = c.var("i32", value=c.const(STOPPED, "i32"))
@@ -232,15 +210,9 @@ class _Lane:
     def store(self, points: Val, events: Val) -> Val:
         """At the end of a chunk; whether any trial ended."""
         c, ctx = self.ctx.code, self.ctx
-        for k, spot in enumerate(self.where):
-            c.store(spot.get(), points, c.i64(k * c.lanes))
         c.scatter(self.best.get(), ctx.address("best"), self.place)
         c.scatter(self.fate.get(), ctx.address("fates"), self.place)
-        noted = self.event.get()
-        happened = c.binary("and", self.awake, c.compare("ne", noted, c.like(0, noted)))
-        c.store(c.select(happened, noted, c.like(0, noted)), events)
-        c.store(c.add(self.taken, c.splat(ctx.whole("chunk"))), ctx.address("taken"))
-        return c.any(happened)
+        return note(ctx, self.where, self.event.get(), self.taken, points, events)
 
 
 def _run_chunk(
@@ -254,7 +226,7 @@ def _run_chunk(
             ctx.supply = ctx.normals(2 * recipe.normals)
         for k in range(together):
             t = c.add(c.mul(turn, c.i64(together)), c.i64(k))
-            ctx.step = t
+            ctx.step = c.add(ctx.whole("first"), t)
             recipe.step(ctx)
             lane.look(t)
     return lane.store(points, events)

@@ -110,6 +110,21 @@ class Code:
         ]
         return begin, ["  call void @free(ptr %room)"]
 
+    # -- layout -------------------------------------------------------------------------------
+    def strided(self, place: Val) -> Val:
+        """Where element `place` lies, from the first one on, when lanes lie side by side."""
+        if place.text.isdigit():
+            return self.i64(int(place.text) * self.lanes)
+        return self.mul(place, self.like(self.lanes, place))
+
+    def block_start(self, block: Val, rows: Val) -> Val:
+        """Where this block's part of an array of `rows` rows begins."""
+        return self.mul(block, self.strided(rows))
+
+    def increase(self, pointer: Val, index: Val, by: Val) -> None:
+        """``pointer[index] += by`` for a whole number that this thread owns."""
+        self.store(self.add(self.load(pointer, by.kind, index), by), pointer, index)
+
     # -- constants ----------------------------------------------------------------------------
     def const(self, value: float, kind: str, lanes: int | None = None) -> Val:
         """A constant, the same in every lane."""
@@ -412,8 +427,8 @@ def module(functions: Sequence[Code]) -> str:
 
 
 def room_of(source: str) -> int:
-    """Bytes that the functions of a module ask for while they run."""
-    return sum(int(n) for n in re.findall(r"call ptr @malloc\(i64 (\d+)\)", source))
+    """Bytes that each thread of a module needs while it runs."""
+    return sum(int(n) for n in re.findall(r"(?:call ptr @malloc\(i64|; room of) (\d+)", source))
 
 
 def _literal(value: float, kind: str) -> str:

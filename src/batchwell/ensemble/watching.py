@@ -29,7 +29,7 @@ class Watching:
 
     def __init__(self, ctx: Context, watch: Watch) -> None:
         self.ctx, self.watch = ctx, watch
-        self.clock = ctx.code.var("i64", 1, ctx.code.i64(0))
+        self.clock = ctx.code.var("i64", 1, ctx.whole("clock"))
         self.every = ctx.whole("every")
         self._begin()
 
@@ -37,7 +37,7 @@ class Watching:
         c = self.ctx.code
         self.sums = [
             c.var("f64", value=c.load(p, "f64", at, c.lanes))
-            for p, at in rows_of(self.ctx, "sums", "f64", 2 * self.watch.size)
+            for p, at in rows_of(self.ctx, "sums", 2 * self.watch.size)
         ]
 
     def see(self) -> None:
@@ -75,18 +75,17 @@ class Watching:
         counts, one = ctx.address("counts"), self._one_per_path()
         for lane in range(c.lanes):
             at = c.add(c.extract(index, lane), c.mul(k, c.i64(bins + 2)))
-            c.store(c.add(c.load(counts, "i64", at), c.extract(one, lane)), counts, at)
+            c.increase(counts, at, c.extract(one, lane))
 
     def _one_per_path(self) -> Val:
         """1 in lanes that hold a path, 0 in those that fill the last block up."""
         c = self.ctx.code
-        assert self.ctx.block is not None
-        path = c.add(c.splat(c.mul(self.ctx.block, c.i64(c.lanes))), c.lane_numbers())
+        path = c.add(c.splat(self.ctx.here(1)), c.lane_numbers())
         return c.cast("zext", c.compare("slt", path, c.splat(self.ctx.whole("paths"))), "i64")
 
     def store(self) -> None:
         """Write the sums back."""
-        rows = rows_of(self.ctx, "sums", "f64", 2 * self.watch.size)
+        rows = rows_of(self.ctx, "sums", 2 * self.watch.size)
         for (p, at), total in zip(rows, self.sums, strict=True):
             self.ctx.code.store(total.get(), p, at)
 
@@ -96,9 +95,7 @@ class LoopWatching(Watching):
 
     def _begin(self) -> None:
         c, ctx = self.ctx.code, self.ctx
-        assert ctx.block is not None
-        start = c.mul(ctx.block, c.i64(2 * self.watch.size * c.lanes))
-        self.here = c.at(ctx.address("sums"), "f64", start)
+        self.here = c.at(ctx.address("sums"), "f64", ctx.here(2 * self.watch.size))
 
     def _take_in(self) -> None:
         c, w = self.ctx.code, self.ctx.arrays()
@@ -117,7 +114,7 @@ class LoopWatching(Watching):
 
     def _add(self, row: Val, value: Val) -> None:
         c = self.ctx.code
-        place = c.mul(row, c.i64(c.lanes))
+        place = c.strided(row)
         c.store(c.add(c.load(self.here, "f64", place, c.lanes), value), self.here, place)
 
     def store(self) -> None:

@@ -98,16 +98,19 @@ class Stepper:
 def watcher(
     stepper: Any, observable: Observable, every: int, bins: Bins | None
 ) -> Callable[[int, int, Sums], np.ndarray]:
-    """What sums observables up after every `every` steps, by NumPy between calls."""
+    """As `observe.Watcher`, by NumPy between calls."""
     look = jax.jit(jax.vmap(lambda x: jnp.ravel(observable(x))))
 
     def run(first: int, steps: int, sums: Sums) -> np.ndarray:
-        x = np.empty(0)
-        for k in range(0, steps, every):
-            x = stepper(first + k, every)
+        x, done = np.empty(0), 0
+        while done < steps:
+            count = min(every - sums.steps % every, steps - done)
+            x = stepper(first + done, count)
+            done, sums.steps = done + count, sums.steps + count
+            if sums.steps % every:
+                continue
             values = np.asarray(look(x), np.float64)
             sums.totals, sums.squares = sums.totals + values, sums.squares + values**2
-            sums.times += 1
             if bins is not None and sums.counts is not None:
                 _count(values, bins, sums.counts)
         return x
