@@ -13,22 +13,21 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 from .errors import InputError
 
 # Without this, JAX warns about missing accelerators on the plain machines that we serve.
-from jaxlib.version import __version__ as jaxlib_version
-
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _FUSION = "--xla_cpu_experimental_ynn_fusion_type"
 # XLA ends the process at a flag that it does not know: only where the fault was seen.
-if jaxlib_version.startswith("0.10.") and _FUSION not in os.environ.get("XLA_FLAGS", ""):
+if version("jaxlib").startswith("0.10.") and _FUSION not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FUSION}=".strip()
 
-import jax
-import jax.numpy as jnp
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 

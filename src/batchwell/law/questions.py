@@ -142,8 +142,7 @@ def committor(op: Operator, x0: ArrayLike, part: str) -> Estimate:
     def question(o: Operator) -> float:
         x = check_point(o, x0)
         row, exits = o.row(x[None])
-        direct = exits[0, o.parts.index(part)] if o.kind == "chain" else 0.0
-        return float((row @ committor_values(o, part))[0] + direct)
+        return float((row @ committor_values(o, part))[0] + exits[0, o.parts.index(part)])
 
     return exact_answer(op, question, "1")
 
