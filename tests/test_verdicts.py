@@ -20,6 +20,8 @@ multiplicative = sampled(
 ROWS = (np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]]), np.array([1.0, -1.0, 2.0]))
 squares = finite_sum(lambda x, z: 0.5 * (z[0] @ x - z[1]) ** 2, ROWS, dim=2)
 
+LEAST = np.linalg.lstsq(*ROWS, rcond=None)[0]
+
 
 def parabola(law="gaussian"):
     return additive(lambda x: x @ x / 2, law)
@@ -56,12 +58,34 @@ def test_numbers_of_multiplicative_noise_are_exact():
 
 def test_least_squares_in_two_dimensions():
     sgd = SGD(squares, 0.1, 2, "without_replacement")
-    best = np.linalg.lstsq(*ROWS, rcond=None)[0]
-    n = validity(sgd, best).numbers
+    n = validity(sgd, LEAST).numbers
     assert n["stability_limit_sgd"] == pytest.approx(stability_limit(sgd), rel=1e-8)
     chain = np.trace(stationary_moments(sgd).covariance)
     flow = np.trace(stationary_moments(diffusion_approximation(sgd)).covariance)
     assert n["variance_ratio_order1"] == pytest.approx(flow / chain, rel=1e-7)
+
+
+@pytest.mark.parametrize("eta", [0.05, 0.3, 0.9])
+def test_svag_ratio_is_that_of_the_stationary_law(eta):
+    """Exact for quadratic losses, noise in the curvature included: against the moments."""
+    for sgd, best in ((SGD(multiplicative, eta), [0.0]), (SGD(squares, eta / 3, 2), LEAST)):
+        law = stationary_moments(sgd)
+        hessian = np.asarray(sgd.loss.hessian(jnp.asarray(best)))
+        power = np.trace(hessian @ law.covariance @ hessian)
+        # One step keeps the covariance: C = (1 - eta H) C (1 - eta H) + eta^2 E noise noise^T.
+        keep = np.eye(len(best)) - sgd.learning_rate * hessian
+        noise = np.trace(law.covariance - keep @ law.covariance @ keep) / sgd.learning_rate**2
+        out = validity(sgd, best)
+        assert out.numbers["noise_over_gradient_power"] == pytest.approx(noise / power, rel=1e-6)
+        assert "SVAG" in out["stationary_variance"].reason
+
+
+def test_little_noise_against_the_gradient_refuses_the_diffusion():
+    """One direction: noise over gradient power is (2 - eta l) / (eta l), below 1 beyond eta l = 1."""
+    out = validity(SGD(parabola(), 1.1), [0.0])
+    assert out.numbers["noise_over_gradient_power"] == pytest.approx(0.9 / 1.1)
+    assert out["stationary_variance"].trust == "no"
+    assert validity(SGD(parabola(), 0.05), [0.0])["stationary_variance"].trust == "yes"
 
 
 def test_verdicts_turn_with_the_learning_rate():
@@ -84,8 +108,7 @@ def test_unstable_sgd_beside_a_stable_diffusion():
 
 
 def test_reshuffled_epochs_are_refused_by_name():
-    best = np.linalg.lstsq(*ROWS, rcond=None)[0]
-    out = validity(SGD(squares, 0.05, 1, "reshuffle"), best)
+    out = validity(SGD(squares, 0.05, 1, "reshuffle"), LEAST)
     assert all("reshuffled" in v.reason for v in out.verdicts)
 
 

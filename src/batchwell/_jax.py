@@ -2,6 +2,10 @@
 
 Every module that computes with JAX imports `jax` and `jnp` from here, so that no
 number in this library is ever a silent float32.
+
+XLA of jaxlib 0.10 fuses a small matrix product into the sum that follows by a library (YNN) whose
+CPU kernels go wrong: ``jit(vmap(lambda x: sum((m @ x) ** 2)))`` of 32768 points in 3 dimensions is off by
+its own size. That fusion is switched off before XLA starts.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 from .errors import InputError
@@ -16,8 +21,13 @@ from .errors import InputError
 # Without this, JAX warns about missing accelerators on the plain machines that we serve.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import jax
-import jax.numpy as jnp
+_FUSION = "--xla_cpu_experimental_ynn_fusion_type"
+# XLA ends the process at a flag that it does not know: only where the fault was seen.
+if version("jaxlib").startswith("0.10.") and _FUSION not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FUSION}=".strip()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 

@@ -304,3 +304,19 @@ def test_enumeration_of_a_few_steps():
         enumerate_law(sgd, [0.3], 30)
     with pytest.raises(InputError, match="finitely"):
         enumerate_law(SGD(parabola, 0.1), [0.0], 2)
+
+
+def test_mass_that_leaves_is_part_of_an_expectations_error():
+    """A domain that loses 1e-7 of the law: the error says so; one that loses 1e-5 is refused."""
+    sgd = SGD(additive(lambda x: x @ x / 2), 0.1)
+
+    def second(half):
+        return expectation(transfer_operator(sgd, (-half, half)), lambda x: x[:, 0] ** 2, [0.5], 10)
+
+    truth = moments(sgd, [0.5], 10).raw[1][0, 0]
+    narrow, wide = second(1.5), second(3.0)
+    assert abs(narrow.value - truth) <= narrow.stderr < 1e-5
+    assert abs(narrow.value - truth) > 10 * wide.stderr
+    assert abs(wide.value - truth) <= wide.stderr < 1e-11
+    with pytest.raises(InputError, match="loses"):
+        second(1.1)

@@ -71,29 +71,37 @@ def test_exit_times_with_means_of_student_draws():
 
 
 def both_coordinates(noise, eta):
-    """Mean exit time from the square |x1|, |x2| < 1 of two independent 1-D chains."""
-    op = transfer_operator(SGD(bowl(noise), eta), (-1, 1), nodes=200)
-    total, alive = 0.0, np.ones(op.size)
-    row = op.row(np.zeros((1, 1)))[0]
-    survival = [1.0]
-    for _ in range(4000):
-        survival.append(float((row @ alive)[0]))
-        alive = op.rates @ alive
-    total = np.sum(np.square(survival))
-    assert survival[-1] ** 2 < 1e-9 * total
-    return total
+    """Mean exit time from the square |x1|, |x2| < 1 of two independent 1-D chains, to 1e-4."""
+
+    def on(nodes):
+        op = transfer_operator(SGD(bowl(noise), eta), (-1, 1), nodes=nodes)
+        row, alive = op.row(np.zeros((1, 1)))[0], np.ones(op.size)
+        survival = [1.0]
+        while survival[-1] > 1e-6:
+            survival.append(float((row @ alive)[0]))
+            alive = op.rates @ alive
+        return np.sum(np.square(survival))
+
+    coarse, fine = on(101), on(201)
+    return fine + (fine - coarse) / 3
 
 
-@pytest.mark.parametrize("noise", ["uniform", "laplace", "exponential"])
-def test_a_square_is_left_when_one_of_two_coordinates_leaves(noise):
+@pytest.mark.parametrize(
+    ("noise", "close"), [("uniform", 1e-2), ("laplace", 8e-4), ("exponential", 6e-4)]
+)
+def test_a_square_is_left_when_one_of_two_coordinates_leaves(noise, close):
+    """Kinks of the noise and corners of the square cost no order: fourth, once extrapolated.
+
+    A uniform density jumps, so that its expected steps have kinks of their own: nearly second.
+    """
     truth = both_coordinates(noise, 0.3)
     square = ((-1, -1), (1, 1))
-    out = exit_time(transfer_operator(SGD(bowl(noise, 2), 0.3), square, nodes=24), [0.0, 0.0])
-    assert out.stderr < 0.03 * out.value
-    assert abs(out.value - truth) < 3 * out.stderr
+    out = exit_time(transfer_operator(SGD(bowl(noise, 2), 0.3), square, nodes=36), [0.0, 0.0])
+    assert out.value == pytest.approx(truth, rel=close)
+    assert abs(out.value - truth) <= out.stderr < 0.05 * truth
     # The same noise halved in one direction is far away.
     half = SGD(bowl(noise, 2, np.diag([1.0, 0.5])), 0.3)
-    other = exit_time(transfer_operator(half, square, nodes=24), [0.0, 0.0])
+    other = exit_time(transfer_operator(half, square, nodes=36), [0.0, 0.0])
     assert abs(other.value - truth) > 5 * other.stderr
 
 
@@ -109,10 +117,11 @@ def test_lines_agree_with_the_gaussian_operator_on_a_disc():
 
 def test_every_row_of_lines_keeps_the_mass():
     for place in (((-1, -1), (1, 1)), ball([0.0, 0.0], 1.0)):
-        op = transfer_operator(SGD(bowl("laplace", 2), 0.3), place, nodes=12)
-        total = op.rates.sum(axis=1) + op.exits.sum(axis=1)
-        np.testing.assert_allclose(total, 1, atol=1e-9)
-        assert (op.rates >= 0).all()
+        for mix in (np.eye(2), np.array([[1.0, 0.5], [0.5, 1.0]]), np.ones((2, 2)) / 2):
+            op = transfer_operator(SGD(bowl("laplace", 2, mix), 0.3), place, nodes=12)
+            total = op.rates.sum(axis=1) + op.exits.sum(axis=1)
+            np.testing.assert_allclose(total, 1, atol=1e-9)
+            assert (op.rates >= 0).all()
 
 
 @pytest.mark.parametrize("noise", ["gaussian", "laplace"])

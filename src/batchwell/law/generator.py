@@ -24,7 +24,7 @@ from ..domain import Domain
 from ..dynamics import Diffusion
 from ..errors import InputError, one_of, require, whole
 from .fields import evaluate
-from .interpolation import interpolation
+from .interpolation import Interpolation
 from .interval import Place, interval
 from .memory import check_bytes
 from .operator import Operator
@@ -41,6 +41,7 @@ BOUNDARIES = ("absorbing", "reflecting")
 # Bytes per node at the peak of a factorisation, as seen on square and cubic grids.
 PEAK = {1: 400.0, 2: 6000.0, 3: 16000.0}
 DEGENERATE = 1e-10
+ROOM = 3.0  # samples between what was found of a domain and the box around it
 STIFF, DENSE = 2e4, 2500
 
 
@@ -82,8 +83,9 @@ class Grid:
         """Integer coordinates (n, d) and positions (n, d) of the nodes inside."""
         index = np.stack([a.ravel() for a in np.indices(self.points)], axis=1)
         last = np.asarray(self.shape)
-        open_side = ~self.reflecting if self.domain is None else np.zeros_like(self.reflecting)
-        on_end = ((index == 0) & open_side[:, 0]) | ((index == last) & open_side[:, 1])
+        on_end = ((index == 0) & ~self.reflecting[:, 0]) | (
+            (index == last) & ~self.reflecting[:, 1]
+        )
         index = index[~on_end.any(axis=1)]
         x = self.lower + index * self.spacing
         if self.domain is not None:
@@ -243,7 +245,7 @@ def find_bounds(domain: Domain) -> Floats:
     d = domain.dim
     low, high = np.full(d, -100.0), np.full(d, 100.0)
     count = 401 if d <= 2 else 101
-    for _ in range(12):
+    for _ in range(24):
         axes = [np.linspace(a, b, count) for a, b in zip(low, high, strict=True)]
         points = np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
         kept = points[evaluate(domain, "level", points) < 0]
@@ -251,15 +253,16 @@ def find_bounds(domain: Domain) -> Floats:
             low, high = low / 5, high / 5
             continue
         require(len(kept) > 0, "domain", domain.name, "was not found: give bounds")
-        step = (high - low) / (count - 1)
-        new = np.maximum(kept.min(0) - step, low), np.minimum(kept.max(0) + step, high)
+        # A corner reaches beyond the last sample that is inside: leave room, and look again.
+        room = ROOM * (high - low) / (count - 1)
+        new = kept.min(0) - room, kept.max(0) + room
         require(
             bool(np.all(new[0] > -99) and np.all(new[1] < 99)),
             "domain",
             domain.name,
             "is not bounded: give bounds, or cut it with a box",
         )
-        done = np.all((high - low) - (new[1] - new[0]) <= 4 * step)
+        done = np.all(np.abs(new[0] - low) + np.abs(new[1] - high) <= 2 * room)
         low, high = new
         if done:
             break
@@ -278,6 +281,7 @@ def _assemble(diffusion: Diffusion, grid: Grid, parts: Any, coarse: Operator | N
     n = len(x)
     jumps: list[tuple[Ints, Ints, Floats]] = []
     exits = np.zeros((n, len(names)))
+    ends: list[tuple[Floats, Ints]] = []
     for k in range(weights.shape[1]):
         moves = [_follow(grid, number, index, x, sign * offsets[:, k]) for sign in (1, -1)]
         span = moves[0].part + moves[1].part
@@ -288,9 +292,17 @@ def _assemble(diffusion: Diffusion, grid: Grid, parts: Any, coarse: Operator | N
             inner = move.target >= 0
             jumps.append((np.flatnonzero(inner), move.target[inner], rate[inner]))
             out = np.flatnonzero(~inner & (rate > 0))
-            np.add.at(exits, (out, label(move.point[out])), rate[out])
+            ends.append((move.point[out], label(move.point[out])))
+            np.add.at(exits, (out, ends[-1][1]), rate[out])
     rates = _to_csr(jumps, n)
-    row = interpolation(grid.lower, grid.spacing, grid.points, number)
+    row = Interpolation(
+        grid.lower,
+        grid.spacing,
+        number.reshape(grid.points),
+        np.concatenate([e[0] for e in ends]),
+        np.concatenate([e[1] for e in ends]),
+        len(names),
+    )
     place = "x".join(map(str, grid.shape))
     return Operator(
         "diffusion",
@@ -400,7 +412,7 @@ def _follow(grid: Grid, number: Ints, index: Ints, x: Floats, offset: Ints) -> _
         if grid.reflecting[axis, side]:
             beyond = (here < end) if side == 0 else (here > end)
             to[:, axis] = np.where(beyond, 2 * end - here, here)
-        elif grid.domain is None:
+        else:
             beyond = (here <= end) if side == 0 else (here >= end)
             step = np.where(offset[:, axis] == 0, 1, offset[:, axis])
             part = np.where(beyond, np.minimum(part, (end - index[:, axis]) / step), part)
@@ -411,20 +423,21 @@ def _follow(grid: Grid, number: Ints, index: Ints, x: Floats, offset: Ints) -> _
     jump = offset * grid.spacing
     if grid.domain is not None:
         cut = np.flatnonzero(target < 0)
-        part[cut] = _crossing(grid.domain, x[cut], jump[cut])
+        part[cut] *= _crossing(grid.domain, x[cut], part[cut, None] * jump[cut])
     return _Move(target, part, x + part[:, None] * jump)
 
 
 def _crossing(domain: Domain, x: Floats, jump: Floats) -> Floats:
-    """Share of each jump after which the level function turns non-negative (regula falsi)."""
+    """Share of each jump after which the level function turns non-negative; 1 if it never does."""
     if not len(x):
         return np.zeros(0)
     low, high = np.zeros(len(x)), np.ones(len(x))
+    stays = evaluate(domain, "level", x + jump) < 0  # the box around the domain ends it there
     for _ in range(45):
         middle = (low + high) / 2
         inside = evaluate(domain, "level", x + middle[:, None] * jump) < 0
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
-    return np.maximum((low + high) / 2, 1e-6)
+    return np.where(stays, 1.0, np.maximum((low + high) / 2, 1e-6))
 
 
 def _parts(grid: Grid, parts: Any) -> tuple[tuple[str, ...], Callable[[Floats], Ints]]:

@@ -1,7 +1,8 @@
 """Transfer operators of 2-D SGD whose noise has any density: mass pushed forward along lines.
 
 With all noises but one held at a node of a fine quadrature, the landing point moves along a line as the
-last one varies. The stretch of that line inside the domain is integrated between the kinks of
+last one varies. The quadrature of the largest held noise begins and ends, line by line, where lines
+begin and cease to meet the domain. The stretch of that line inside the domain is integrated between the kinks of
 the density and its mass split bilinearly between the corners of the cells, which keeps mass,
 mean and sign; what lies beyond the stretch leaves the domain, with the noise's own tails, so that
 rare exits lose no digits. Splitting a spread-out mass adds a sixth of the squared mesh size to its
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,9 +32,20 @@ Ints = NDArray[np.int64]
 
 NODES = 40
 OUTER, INNER = 6, 6  # Gauss nodes per panel, of the held noises and along a line
+RAYS, RADII = 720, 256  # samples of a curved outline
 TAIL = 1e-30
 SAMPLES, BISECTIONS = 17, 30
 ROWS = 64  # rows assembled at once
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """Where the law lives: a domain in a box, or the box itself; `outline` (c, 2) are its corners."""
+
+    domain: Domain
+    bounds: Floats
+    is_box: bool
+    outline: Floats = field(repr=False)
 
 
 def line_operator(
@@ -42,22 +55,37 @@ def line_operator(
     count = NODES if nodes is None else whole("nodes", nodes, 8)
     fine = 2 * (count // 2)
     check_memory("nodes", count, (fine + 1) ** 2)
-    coarse = _on(step, domain, bounds, is_box, fine // 2, None)
-    return _on(step, domain, bounds, is_box, fine, coarse)
+    corners = np.array(list(itertools.product(*bounds.T)))
+    place = _Place(domain, bounds, is_box, corners if is_box else _outline(domain, bounds))
+    coarse = _on(step, place, fine // 2, None)
+    return _on(step, place, fine, coarse)
 
 
-def _on(
-    step: DensityKernel,
-    domain: Domain,
-    bounds: Floats,
-    is_box: bool,
-    count: int,
-    coarse: Operator | None,
-) -> Operator:
+def _outline(domain: Domain, bounds: Floats) -> Floats:
+    """The last point inside on each of many rays from the middle of a domain, (RAYS, 2)."""
+    axes = [np.linspace(a, b, 65) for a, b in bounds.T]
+    grid = np.stack([g.ravel() for g in np.meshgrid(*axes, indexing="ij")], axis=1)
+    middle = grid[evaluate(domain, "level", grid) < 0].mean(axis=0)
+    angle = 2 * np.pi * np.arange(RAYS) / RAYS
+    ray = np.stack([np.cos(angle), np.sin(angle)], axis=1) * np.linalg.norm(bounds[1] - bounds[0])
+    share = np.linspace(0, 1, RADII)
+    points = (middle + share[:, None, None] * ray).reshape(-1, 2)
+    inside = (evaluate(domain, "level", points) < 0).reshape(RADII, RAYS)
+    last = np.maximum(RADII - 1 - np.argmax(inside[::-1], axis=0), 0)
+
+    def level(reach: Floats) -> NDArray[np.bool_]:
+        return np.asarray(evaluate(domain, "level", middle + reach[:, None] * ray) < 0)
+
+    reach = _edge(level, share[last], share[np.minimum(last + 1, RADII - 1)])
+    return middle + reach[:, None] * ray
+
+
+def _on(step: DensityKernel, place: _Place, count: int, coarse: Operator | None) -> Operator:
+    bounds = place.bounds
     axes = [np.linspace(a, b, count + 1) for a, b in bounds.T]
     x = np.stack([g.ravel() for g in np.meshgrid(*axes, indexing="ij")], axis=1)
-    rows = _rows(step, domain, bounds, is_box, count)
-    keep = np.arange(len(x)) if is_box else _used(rows, domain, x)
+    rows = _rows(step, place, count)
+    keep = np.arange(len(x)) if place.is_box else _used(rows, place.domain, x)
     inner = np.ones(count + 1)
     inner[[0, -1]] = 0.5
     weights = np.outer(inner, inner).ravel() * np.prod((bounds[1] - bounds[0]) / count)
@@ -93,9 +121,9 @@ def _used(rows: Callable[[Floats], tuple[Floats, Floats]], domain: Domain, x: Fl
 
 
 def _rows(
-    step: DensityKernel, domain: Domain, bounds: Floats, is_box: bool, count: int
+    step: DensityKernel, place: _Place, count: int
 ) -> Callable[[Floats], tuple[Floats, Floats]]:
-    h = (bounds[1] - bounds[0]) / count
+    h = (place.bounds[1] - place.bounds[0]) / count
     n = (count + 1) ** 2
 
     def row(points: Floats) -> tuple[Floats, Floats]:
@@ -104,17 +132,7 @@ def _rows(
         centres = step.centre(points)
         for a in range(0, len(points), ROWS):
             part = slice(a, a + ROWS)
-            _fill(
-                step.law,
-                domain,
-                bounds,
-                is_box,
-                count,
-                centres[part],
-                factors[part],
-                rates[part],
-                exits[part],
-            )
+            _fill(step.law, place, count, centres[part], factors[part], rates[part], exits[part])
         return rates, exits
 
     return row
@@ -135,31 +153,22 @@ def _shrunk(factor: Floats, h: Floats) -> Floats:
 
 def _fill(
     law: MeanDensity,
-    domain: Domain,
-    bounds: Floats,
-    is_box: bool,
+    place: _Place,
     count: int,
     centres: Floats,
     factors: Floats,
     rates: Floats,
     exits: Floats,
 ) -> None:
-    m, _, k = factors.shape
-    along = int(np.argmax(np.sum(factors**2, axis=(0, 1))))
-    held = [j for j in range(k) if j != along]
-    z, w = product_nodes(*quadrature(law, OUTER, TAIL), len(held))
-    check_bytes("nodes", count, 200.0 * m * len(w) * INNER * len(panel_edges(law, TAIL)))
-    base = (centres[:, None] + np.einsum("mdj,kj->mkd", factors[:, :, held], z)).reshape(-1, 2)
-    direction = np.repeat(factors[:, :, along], len(w), axis=0)
-    weight = np.tile(w, m)
-    owner = np.repeat(np.arange(m), len(w))
-    low, high = _inside(domain, bounds, is_box, base, direction)
+    order = np.argsort(-np.sum(factors**2, axis=(0, 1)), kind="stable")
+    base, direction, weight, owner = _lines(law, place, count, centres, factors[:, :, order], exits)
+    low, high = _inside(place, base, direction)
     out = weight * np.where(low < high, law.cdf(low) + law.sf(high), 1.0)
     np.add.at(exits[:, 0], owner, out)
     met = np.flatnonzero(low < high)
     _deposit(
         law,
-        bounds,
+        place.bounds,
         count,
         base[met],
         direction[met],
@@ -171,10 +180,74 @@ def _fill(
     )
 
 
-def _inside(
-    domain: Domain, bounds: Floats, is_box: bool, base: Floats, direction: Floats
-) -> tuple[Floats, Floats]:
+def _lines(
+    law: MeanDensity, place: _Place, count: int, centres: Floats, factors: Floats, exits: Floats
+) -> tuple[Floats, Floats, Floats, Ints]:
+    """Base, direction, weight and row (n,) of every line; what meets no line of the domain leaves."""
+    m, _, k = factors.shape
+    z, w = product_nodes(*quadrature(law, OUTER, TAIL), max(0, k - 2))
+    panels = len(panel_edges(law, TAIL))
+    ways = len(w) * (panels + 4) * OUTER if k > 1 else 1
+    check_bytes("nodes", count, 200.0 * m * ways * INNER * panels)
+    base = (centres[:, None] + np.einsum("mdj,kj->mkd", factors[:, :, 2:], z)).reshape(-1, 2)
+    direction = np.repeat(factors[:, :, 0], len(w), axis=0)
+    weight, owner = np.tile(w, m), np.repeat(np.arange(m), len(w))
+    if k == 1:
+        return base, direction, weight, owner
+    held = np.repeat(factors[:, :, 1], len(w), axis=0)
+    cuts = _cuts(place, base, direction, held)
+    nodes, shares, beyond = _between(law, cuts, not place.is_box)
+    np.add.at(exits[:, 0], owner, weight * beyond)
+    i, j = np.nonzero(shares)
+    points = base[i] + nodes[i, j][:, None] * held[i]
+    return points, direction[i], weight[i] * shares[i, j], owner[i]
+
+
+def _cuts(place: _Place, base: Floats, direction: Floats, held: Floats) -> Floats:
+    """Sorted values (n, c) of the held noise at which lines pass the corners of the domain.
+
+    The first and the last are those between which lines meet the domain at all. Where the held noise
+    does not move the line, it meets always (-inf, inf) or never (inf, inf).
+    """
+    across = np.stack([-direction[:, 1], direction[:, 0]], axis=1)
+    corners = across @ place.outline.T
+    if not place.is_box:  # a curved outline has no corners: only its ends count
+        corners = np.stack([corners.min(axis=1), corners.max(axis=1)], axis=1)
+    start, speed = np.sum(across * base, axis=1), np.sum(across * held, axis=1)
+    scale = np.linalg.norm(across, axis=1) * np.linalg.norm(held, axis=1)
+    still = np.abs(speed) <= 1e-9 * scale
+    cuts = (corners - start[:, None]) / np.where(still, 1.0, speed)[:, None]
+    met = (corners.min(axis=1) < start) & (start < corners.max(axis=1))
+    cuts[still] = np.inf
+    cuts[still & met, 0] = -np.inf
+    return np.sort(cuts, axis=1)
+
+
+def _between(law: MeanDensity, cuts: Floats, eased: bool) -> tuple[Floats, Floats, Floats]:
+    """Nodes and weights (n, q) of the law between the first and last cut, and what lies beyond (n,).
+
+    `eased` crowds the nodes of a panel at its ends, where chords of curved domains vanish like a root.
+    """
+    first, last = cuts[:, :1], cuts[:, -1:]
+    panels = panel_edges(law, TAIL)
+    edges = np.concatenate([np.broadcast_to(panels, (len(cuts), len(panels))), cuts], axis=1)
+    edges = np.sort(np.clip(np.clip(edges, first, last), panels[0], panels[-1]), axis=1)
+    t, g = np.polynomial.legendre.leggauss(OUTER)
+    t, g = (t + 1) / 2, g / 2
+    if eased:
+        t, g = t * t * (3 - 2 * t), g * 6 * t * (1 - t)
+    width = np.diff(edges, axis=1)[:, :, None]
+    nodes = (edges[:, :-1, None] + width * t).reshape(len(cuts), -1)
+    shares = law.pdf(nodes) * (width * g).reshape(len(cuts), -1)
+    beyond = law.cdf(first[:, 0]) + law.sf(last[:, 0])
+    total = shares.sum(axis=1)
+    scale = np.divide(1 - beyond, total, out=np.zeros_like(total), where=total > 0)
+    return nodes, np.maximum(shares * scale[:, None], 0.0), beyond
+
+
+def _inside(place: _Place, base: Floats, direction: Floats) -> tuple[Floats, Floats]:
     """Ends (n,) of the stretch of each line base + z direction that lies inside."""
+    bounds = place.bounds
     with np.errstate(divide="ignore", invalid="ignore"):
         ends = np.sort((bounds[:, None] - base) / direction, axis=0)  # (2, n, 2)
     still = direction == 0
@@ -182,9 +255,9 @@ def _inside(
     ends[0][still] = np.where(held[still], -np.inf, np.inf)
     ends[1][still] = np.where(held[still], np.inf, -np.inf)
     low, high = ends[0].max(axis=1), ends[1].min(axis=1)
-    if is_box:
+    if place.is_box:
         return low, high
-    return _inside_curved(domain, base, direction, low, high)
+    return _inside_curved(place.domain, base, direction, low, high)
 
 
 def _inside_curved(

@@ -87,5 +87,6 @@ NUMBERS = {
     "gradient_over_noise": "largest |grad F| over one example's noise along the rays",
     "boundary_known": "1 if rays end on a given boundary, 0 if at four standard deviations",
     "blocked_rays": "share of rays on which SGD's bounded noise cannot climb out",
-    "noise_over_gradient_power": "SVAG ratio: E|noise|^2 / E|grad F|^2 when stationary",
+    "noise_over_gradient_power": "SVAG ratio: E|batch noise|^2 / E|grad F|^2 in the stationary law "
+    "of SGD linearised at the minimum (exact for quadratic losses)",
 }

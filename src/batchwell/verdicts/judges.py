@@ -11,6 +11,9 @@ from .base import USES, Trust, Verdict
 GOOD, BAD = 0.05, 0.25
 # exp(V / eps) forgives less: the same share of V, at barriers of some ten eps.
 GOOD_EXPONENT, BAD_EXPONENT = 0.02, 0.1
+# Li, Malladi & Arora, arXiv:2102.12470 (section 5): where SGD and its diffusion agree to a factor C in
+# second moments, E|noise|^2 / E|grad F|^2 is at least 1 / (C^2 - 1); they take C = sqrt 2.
+LEAST_NOISE = 1.0
 
 
 def _grade(error: float, good: float, bad: float) -> Trust:
@@ -59,9 +62,11 @@ def _judge_variance(sgd: SGD, n: dict[str, float]) -> Verdict:
     better = "order 1" if abs(first - 1) <= abs(second - 1) else "order 2"
     return Verdict(
         use,
-        _grade(error, GOOD, BAD),
+        "no" if n["noise_over_gradient_power"] < LEAST_NOISE else _grade(error, GOOD, BAD),
         f"SGD's variance is {1 / first:.4g} times "
-        f"order 1's and {1 / second:.4g} times order 2's ({better} is closer)",
+        f"order 1's and {1 / second:.4g} times order 2's ({better} is closer); "
+        f"noise over gradient power (SVAG ratio) is {n['noise_over_gradient_power']:.3g}, "
+        f"and {LEAST_NOISE:g} is the least that a diffusion needs",
     )
 
 

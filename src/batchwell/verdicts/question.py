@@ -66,7 +66,8 @@ def validity(
     numbers.update(kesten(linear, seed))
     if covariance is not None:
         power = float(np.trace(linear.squared(covariance)))
-        noise = linear.factor * float(np.trace(linear.noise))
+        batch_noise = linear.factor * linear.noise + linear.multiplicative(covariance)
+        noise = float(np.trace(batch_noise))
         numbers["noise_over_gradient_power"] = noise / power if power > 0 else math.nan
     rays, ray_notes = rays_out(sgd, region, centre, linear, seed)
     numbers.update(escape_numbers(sgd, rays))
