@@ -119,9 +119,9 @@ def test_resume_computes_only_what_is_missing(
     ran: list[str] = []
     real = cells.run_escape
 
-    def counted(plan, landscape, cell, progress):  # type: ignore[no-untyped-def]
+    def counted(plan, landscape, cell, *more):  # type: ignore[no-untyped-def]
         ran.append(cell.name)
-        return real(plan, landscape, cell, progress)
+        return real(plan, landscape, cell, *more)
 
     monkeypatch.setattr(work, "run_escape", counted)
     again = bw.study("tilted-well", done.path, resume=True, **SMALL)
@@ -143,12 +143,12 @@ def test_an_interrupt_keeps_what_is_finished_and_can_be_resumed(
 ) -> None:
     real, count, lock = cells.run_escape, [0], threading.Lock()
 
-    def interrupted(plan, landscape, cell, progress):  # type: ignore[no-untyped-def]
+    def interrupted(plan, landscape, cell, *more):  # type: ignore[no-untyped-def]
         with lock:
             count[0] += 1
             if count[0] > 3:
                 raise Interrupted
-        return real(plan, landscape, cell, progress)
+        return real(plan, landscape, cell, *more)
 
     monkeypatch.setattr(work, "run_escape", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -168,3 +168,23 @@ def test_a_loss_without_fused_form_flows_on_xla():
         flow = gradient_flow(loss, [[0.1, 0.5], [0.01, 0.02]], regions)
     assert flow.labels.tolist() == [0, 0]
     np.testing.assert_array_equal(flow.points[1], [0.01, 0.02])
+
+
+@pytest.mark.parametrize("stages", [3, 15])
+def test_float32_flows_to_the_same_regions(stages):
+    valley = additive(lambda x: (x[0] ** 2 - 1) ** 2 / 4 + 2 * (x[1] - x[0] ** 2) ** 2, dim=2)
+    centers = np.array([[-1.0, 1.0], [1.0, 1.0]])
+    regions = Regions(centers, np.tile(np.eye(2), (2, 1, 1)), np.full(2, 0.1))
+    starts = np.random.default_rng(3).uniform(-2, 2, (203, 2))
+    starts[:3, 0] = 1e-4, -1e-4, 3e-3  # hard by the border, which is x_1 = 0
+    flow = gradient_flow(valley, starts, regions, stages=stages, precision="float32")
+    np.testing.assert_array_equal(flow.labels, (starts[:, 0] > 0).astype(int))
+    assert (np.linalg.norm(flow.points - centers[flow.labels], axis=1) < 0.1 + 1e-6).all()
+    np.testing.assert_array_equal(flow.points, flow.points.astype(np.float32))
+    few = gradient_flow(valley, starts[[150, 2]], regions, stages=stages, precision="float32")
+    np.testing.assert_array_equal(few.points, flow.points[[150, 2]])
+
+
+def test_another_precision_is_refused():
+    with pytest.raises(InputError, match="precision = 'half'"):
+        gradient_flow(network(), np.zeros((1, 8)), precision="half")

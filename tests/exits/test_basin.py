@@ -11,6 +11,7 @@ from batchwell.dynamics import SGD, diffusion_approximation
 from batchwell.ensemble import first_exits
 from batchwell.errors import InputError
 from batchwell.estimate import difference
+from batchwell.exits import basin as basin_module
 from batchwell.exits.basin import BasinExits, basin_exits
 from batchwell.landscape import basin, quench
 from batchwell.loss import additive
@@ -54,6 +55,16 @@ def test_rare_looks_miss_and_say_so(every_step):
     # Looks at 8, 16, ...: a path first found outside at look k left in the 8 steps before.
     assert set(np.unique(rare.steps[rare.observed] % 8)) == {4.5}
     assert set(np.unique(rare.coarse_steps[rare.coarse_observed] % 16)) == {8.5}
+
+
+def test_looks_taken_together_are_the_looks_one_by_one(monkeypatch):
+    how = (SGD(WELL, 0.2), [-1.0], LEFT, 203, 40, 3)
+    together = basin_exits(*how, check_every=5)
+    monkeypatch.setattr(basin_module, "POINTS_TOGETHER", 1)
+    single = basin_exits(*how, check_every=5)
+    for name in ("steps", "observed", "labels", "points", "coarse_steps", "coarse_observed"):
+        np.testing.assert_array_equal(getattr(together, name), getattr(single, name), name)
+    assert 0 < single.observed.sum() < 40  # some were still inside, so that looks were joined
 
 
 def test_the_pilots_interval_agrees_with_every_step(every_step):

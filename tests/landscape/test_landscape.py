@@ -19,7 +19,7 @@ from batchwell.landscape import (
     quench,
     shapes,
 )
-from batchwell.landscape.quench import add_attractor, no_attractors
+from batchwell.landscape.attractors import Attractors, add_attractor, no_attractors
 from batchwell.loss import additive, finite_sum
 from batchwell.symmetry import NONE, Symmetry, align, hidden_units
 
@@ -235,6 +235,23 @@ def test_mirror_images_are_one_minimum(searched):
         assert m.lambda_min > 0
     # Attractors of the plain search all belong to a class of the other.
     assert (classify(plain.attractors.centers, found.minima, UNITS) >= 0).all()
+
+
+def test_images_share_the_radius_that_was_searched_for_once(searched):
+    loss, _, found = searched
+    x = found.minima[0].x
+    images = [x, x[[1, 0, 3, 2]], x * [-1, 1, -1, 1]]
+    known = no_attractors(4)
+    for image in images:
+        known = add_attractor(loss, known, image)
+    assert len(known.measured) == 1
+    assert known.radii[0] == known.radii[1] == known.radii[2]
+    # Each searched for on its own comes out the same: the radius hangs on no order.
+    alone = [add_attractor(loss, no_attractors(4), image).radii[0] for image in images]
+    np.testing.assert_allclose(alone, known.radii, rtol=1e-12)
+    # Read back from disk, without that memory.
+    read = Attractors(known.centers[:1], known.roots[:1], known.radii[:1] / 2)
+    assert add_attractor(loss, read, images[2]).radii[1] == known.radii[0] / 2
 
 
 def test_lines_go_to_the_nearest_image(searched):

@@ -15,20 +15,19 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import require, whole
+from ..errors import one_of, require, whole
 from ..loss import StochasticLoss
 from . import elementary, flow_xla
 from .chebyshev import GROWTH, STABILISED_GROWTH, chebyshev
-from .fused import Arguments, blocked_table, run, thread_count
-from .kernels import ARGS, Context, take_from
+from .fused import DTYPE, KIND, Arguments, blocked_table, run, thread_count
+from .kernels import ARGS, NATIVE_LANES, Context, take_from
 from .lowering import Unsupported
 from .native import Kernel, compile_kernel
-from .options import Settings, fall_back
+from .options import PRECISIONS, Settings, fall_back
 from .row_sums import GradientField, gradient_field
 from .vector import Code, Val, Var, module
 
 CALL_SECONDS = 0.5
-KIND = "f64"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +68,7 @@ def gradient_flow(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     stages: int = 3,
+    precision: str = "float64",
 ) -> Flow:
     """Follow gradient flow from each of `points` (n, d) until it enters one of `regions`.
 
@@ -83,11 +83,14 @@ def gradient_flow(
     stages
         3 for Bogacki & Shampine's pair; an odd number from 5 on for Runge-Kutta-Chebyshev, which
         takes steps about ``stages^2 / 4`` times as long where stability limits them.
+    precision
+        Of positions and arithmetic: "float64", or "float32" where `tolerance` is far above what
+        rounding to 24 bits moves a point by (about ``1e-5 (1 + |x|)`` a step); XLA takes float64.
 
     Raises
     ------
     InputError
-        Wrong shapes, or another number of stages.
+        Wrong shapes, another number of stages or precision.
 
     Notes
     -----
@@ -106,13 +109,24 @@ def gradient_flow(
     require(x.shape[1] == loss.dim, "points", x.shape, f"must have shape (n, {loss.dim})")
     whole("max_steps", max_steps)
     require(stages in range(3, 64, 2), "stages", stages, "must be odd, from 3 to 63")
+    one_of("precision", precision, PRECISIONS)
     sizes = np.broadcast_to(first_step, len(x)).astype(np.float64)
     flow = Flow(x.copy(), _labels(x, regions), sizes)
     rows = np.flatnonzero(flow.labels < 0)
     if rows.size:
         part = Flow(x[rows], np.full(rows.size, -1), flow.steps[rows])
         try:
-            _fused_flow(loss, part, regions, max_steps, tolerance, threads, progress, stages)
+            _fused_flow(
+                loss,
+                part,
+                regions,
+                max_steps,
+                tolerance,
+                threads,
+                progress,
+                stages,
+                KIND[precision],
+            )
         except Unsupported as why:
             fall_back(Settings(), str(why))
             given = _given(regions, loss.dim)
@@ -149,25 +163,28 @@ def _fused_flow(
     threads: int | None,
     progress: Callable[[int, int], None] | None,
     stages: int,
+    kind: str,
 ) -> None:
     """`flow` from its own points, in place; raises Unsupported."""
-    call, field = _compiled(loss, stages)
-    x, queue = flow.points.copy(), np.zeros(1, np.int64)
-    packed = _packed(regions, loss.dim)
+    call, field = _compiled(loss, stages, kind)
+    x, sizes = flow.points.astype(DTYPE[kind]), flow.steps.astype(DTYPE[kind])
+    points, queue, lanes = x.copy(), np.zeros(1, np.int64), NATIVE_LANES[kind]
+    packed = _packed(regions, loss.dim).astype(DTYPE[kind])
     shared = Arguments.of(
-        reals=_reals(tolerance, stages), starts=x, points=flow.points,
-        left=flow.labels, steps_of=flow.steps, queue=queue, paths=len(x), horizon=max_steps,
+        reals=_reals(tolerance, stages), starts=x, points=points,
+        left=flow.labels, steps_of=sizes, queue=queue, paths=len(x), horizon=max_steps,
         regions=packed, region_count=len(packed),
     )  # fmt: skip
     if field.table is not None:
-        table, weights = blocked_table(field, KIND)
+        table, weights = blocked_table(field, kind)
         for name, value in (("table", table), ("weights", weights), ("rows", len(table))):
             shared.put(name, value)
     workers = [
-        _lanes(shared, loss.dim, x, flow.steps, queue, _LANES)
-        for _ in range(thread_count(threads, -(-len(x) // _LANES)))
+        _lanes(shared, x, sizes, queue, lanes)
+        for _ in range(thread_count(threads, -(-len(x) // lanes)))
     ]
     _run_to_the_end(call, workers, queue, len(x), progress)
+    flow.points[:], flow.steps[:] = points, sizes
 
 
 def _reals(tolerance: float, stages: int) -> np.ndarray:
@@ -190,7 +207,7 @@ def _packed(regions: Regions | None, dim: int) -> np.ndarray:
 
 
 def _lanes(
-    shared: Arguments, dim: int, x: np.ndarray, steps: np.ndarray, queue: np.ndarray, lanes: int
+    shared: Arguments, x: np.ndarray, steps: np.ndarray, queue: np.ndarray, lanes: int
 ) -> Arguments:
     ids = queue[0] + np.arange(lanes)
     ids[ids >= len(x)] = -1
@@ -231,85 +248,79 @@ def _run_to_the_end(
             progress(count - waiting, count)
 
 
-_LANES = 8
 _HEAD_ROWS = 4
 _COEFFICIENTS = 8
 
 
 @lru_cache(maxsize=128)
-def _compiled(loss: StochasticLoss, stages: int) -> tuple[Kernel, GradientField]:
+def _compiled(loss: StochasticLoss, stages: int, kind: str) -> tuple[Kernel, GradientField]:
     field = gradient_field(loss)
-    return compile_kernel(flow_source(field, loss.dim, stages), "flow"), field
+    return compile_kernel(flow_source(field, loss.dim, stages, kind), "flow"), field
 
 
 # -- the kernel -------------------------------------------------------------------------------
-def flow_source(field: GradientField, dim: int, stages: int = 3) -> str:
+def flow_source(field: GradientField, dim: int, stages: int = 3, kind: str = "f64") -> str:
     """LLVM text of ``flow``: at most `budget` attempted steps of all lanes."""
-    gradient = _gradient_function(field, dim)
-    c = Code("flow", ["args"], _LANES)
-    ctx = Context(c, KIND, dim, block=c.i64(0))
-    work = [c.array(KIND, dim * _LANES) for _ in range(6)]
+    gradient = _gradient_function(field, dim, kind)
+    c = Code("flow", ["args"], NATIVE_LANES[kind])
+    ctx = Context(c, kind, dim, block=c.i64(0))
+    work = [c.array(kind, dim * c.lanes) for _ in range(6)]
     here, k1 = work[:2]
     state, attempt = ctx.address("x"), _bogacki_shampine if stages == 3 else _chebyshev
-    _copy(c, state, here, dim)
+    _copy(ctx, state, here)
     c.invoke("gradient", c.args[0], here, k1)
     label = c.var("i64")
     with c.loop(ctx.whole("budget")), c.when(c.compare("sgt", ctx.whole("live"), c.i64(0))):
-        there, k4, good = attempt(c, ctx, dim, stages, work)
-        _select_rows(c, dim, good, there, here)
-        _select_rows(c, dim, good, k4, k1)
-        _find_region(c, ctx, dim, here, label)
-        _book(c, ctx, dim, here, label, k1)
-    _copy(c, here, state, dim)
+        there, k4, good = attempt(ctx, stages, work)
+        _select_rows(ctx, good, there, here)
+        _select_rows(ctx, good, k4, k1)
+        _find_region(ctx, here, label)
+        _book(ctx, here, label, k1)
+    _copy(ctx, here, state)
     return module([gradient, c])
 
 
-def _bogacki_shampine(
-    c: Code, ctx: Context, dim: int, stages: int, work: list[Val]
-) -> tuple[Val, Val, Val]:
+def _bogacki_shampine(ctx: Context, stages: int, work: list[Val]) -> tuple[Val, Val, Val]:
     """One attempted step of the 3(2) pair: (new points, their slopes, which lanes take it)."""
-    here, k1, there, k2, k3, k4 = work
-    h = c.load(ctx.address("step"), KIND, lanes=_LANES)
-    _stage(c, dim, here, there, [(k1, c.mul(c.like(-0.5, h), h))])
+    c, (here, k1, there, k2, k3, k4) = ctx.code, work
+    h = c.load(ctx.address("step"), ctx.kind, lanes=c.lanes)
+    _stage(ctx, here, there, [(k1, c.mul(c.like(-0.5, h), h))])
     c.invoke("gradient", c.args[0], there, k2)
-    _stage(c, dim, here, there, [(k2, c.mul(c.like(-0.75, h), h))])
+    _stage(ctx, here, there, [(k2, c.mul(c.like(-0.75, h), h))])
     c.invoke("gradient", c.args[0], there, k3)
     thirds = [(k, c.mul(c.like(-w / 9, h), h)) for k, w in ((k1, 2), (k2, 3), (k3, 4))]
-    _stage(c, dim, here, there, thirds)
+    _stage(ctx, here, there, thirds)
     c.invoke("gradient", c.args[0], there, k4)
 
     def defect(k: int) -> Val:
         e = c.like(0.0, h)
         for slope, w in zip((k1, k2, k3, k4), (-5 / 72, 1 / 12, 1 / 9, -1 / 8), strict=True):
-            e = c.fma(c.like(w, h), _row(c, slope, k), e)
+            e = c.fma(c.like(w, h), _row(ctx, slope, k), e)
         return c.mul(h, e)
 
-    return there, k4, _accept(c, ctx, dim, h, defect, GROWTH)
+    return there, k4, _accept(ctx, h, defect, GROWTH)
 
 
-def _chebyshev(
-    c: Code, ctx: Context, dim: int, stages: int, work: list[Val]
-) -> tuple[Val, Val, Val]:
+def _chebyshev(ctx: Context, stages: int, work: list[Val]) -> tuple[Val, Val, Val]:
     """One attempted step of many stages; two at a time, each over the older of two points."""
-    here, k1, older, newer, slope, k4 = work
-    reals = ctx.address("reals")
-    h = c.load(ctx.address("step"), KIND, lanes=_LANES)
-    first = c.splat(c.load(reals, KIND, c.i64(_COEFFICIENTS)))
-    _copy(c, here, older, dim)
-    _stage(c, dim, here, newer, [(k1, c.neg(c.mul(first, h)))])
+    c, (here, k1, older, newer, slope, k4) = ctx.code, work
+    h = c.load(ctx.address("step"), ctx.kind, lanes=c.lanes)
+    first = _real(ctx, c.i64(_COEFFICIENTS))
+    _copy(ctx, here, older)
+    _stage(ctx, here, newer, [(k1, c.neg(c.mul(first, h)))])
 
     def stage(row: Val, last: Val, over: Val) -> None:
         c.invoke("gradient", c.args[0], last, slope)
         base = c.add(c.mul(row, c.i64(5)), c.i64(_COEFFICIENTS + 1))
-        weights = [c.splat(c.load(reals, KIND, c.add(base, c.i64(j)))) for j in range(5)]
+        weights = [_real(ctx, c.add(base, c.i64(j))) for j in range(5)]
         by_slope, by_first = (c.neg(c.mul(w, h)) for w in weights[3:])
-        for k in range(dim):
-            value = c.mul(weights[0], _row(c, here, k))
-            value = c.fma(weights[1], _row(c, last, k), value)
-            value = c.fma(weights[2], _row(c, over, k), value)
-            value = c.fma(by_slope, _row(c, slope, k), value)
-            value = c.fma(by_first, _row(c, k1, k), value)
-            c.store(value, over, c.i64(k * _LANES))
+        for k in range(ctx.dim):
+            value = c.mul(weights[0], _row(ctx, here, k))
+            value = c.fma(weights[1], _row(ctx, last, k), value)
+            value = c.fma(weights[2], _row(ctx, over, k), value)
+            value = c.fma(by_slope, _row(ctx, slope, k), value)
+            value = c.fma(by_first, _row(ctx, k1, k), value)
+            c.store(value, over, c.i64(k * c.lanes))
 
     with c.loop(c.i64((stages - 1) // 2)) as pair:
         row = c.mul(pair, c.i64(2))
@@ -318,49 +329,56 @@ def _chebyshev(
     c.invoke("gradient", c.args[0], newer, k4)
 
     def defect(k: int) -> Val:
-        moved = c.sub(_row(c, here, k), _row(c, newer, k))
-        slopes = c.add(_row(c, k1, k), _row(c, k4, k))
+        moved = c.sub(_row(ctx, here, k), _row(ctx, newer, k))
+        slopes = c.add(_row(ctx, k1, k), _row(ctx, k4, k))
         return c.fma(c.mul(c.like(-0.4, h), h), slopes, c.mul(c.like(0.8, h), moved))
 
-    return newer, k4, _accept(c, ctx, dim, h, defect, STABILISED_GROWTH)
+    return newer, k4, _accept(ctx, h, defect, STABILISED_GROWTH)
 
 
-def _gradient_function(field: GradientField, dim: int) -> Code:
-    g = Code("gradient", ["args", "x", "out"], _LANES, linkage="internal")
-    ctx = Context(g, KIND, dim)
+def _real(ctx: Context, place: Val) -> Val:
+    """A real argument of this place, in every lane."""
+    c = ctx.code
+    return c.splat(c.real(c.load(ctx.address("reals"), "f64", place), ctx.kind))
+
+
+def _gradient_function(field: GradientField, dim: int, kind: str) -> Code:
+    g = Code("gradient", ["args", "x", "out"], NATIVE_LANES[kind], linkage="internal")
+    ctx = Context(g, kind, dim)
     ctx.read_reals()
     _, x, out = g.args
-    values = field.write(ctx, [_row(g, x, k) for k in range(dim)])
+    values = field.write(ctx, [_row(ctx, x, k) for k in range(ctx.dim)])
     for k, v in enumerate(values):
-        g.store(v, out, g.i64(k * _LANES))
+        g.store(v, out, g.i64(k * g.lanes))
     return g
 
 
-def _row(c: Code, array: Val, k: int) -> Val:
-    return c.load(array, KIND, c.i64(k * _LANES), _LANES)
+def _row(ctx: Context, array: Val, k: int) -> Val:
+    c = ctx.code
+    return c.load(array, ctx.kind, c.i64(k * c.lanes), c.lanes)
 
 
-def _copy(c: Code, source: Val, target: Val, dim: int) -> None:
-    for k in range(dim):
-        c.store(_row(c, source, k), target, c.i64(k * _LANES))
+def _copy(ctx: Context, source: Val, target: Val) -> None:
+    c = ctx.code
+    for k in range(ctx.dim):
+        c.store(_row(ctx, source, k), target, c.i64(k * c.lanes))
 
 
-def _stage(c: Code, dim: int, x: Val, out: Val, terms: list[tuple[Val, Val]]) -> None:
+def _stage(ctx: Context, x: Val, out: Val, terms: list[tuple[Val, Val]]) -> None:
     """``out = x + sum of weight * slope``."""
-    for k in range(dim):
-        value = _row(c, x, k)
+    c = ctx.code
+    for k in range(ctx.dim):
+        value = _row(ctx, x, k)
         for slope, weight in terms:
-            value = c.fma(weight, _row(c, slope, k), value)
-        c.store(value, out, c.i64(k * _LANES))
+            value = c.fma(weight, _row(ctx, slope, k), value)
+        c.store(value, out, c.i64(k * c.lanes))
 
 
-def _accept(
-    c: Code, ctx: Context, dim: int, h: Val, defect: Callable[[int], Val], growth: float
-) -> Val:
+def _accept(ctx: Context, h: Val, defect: Callable[[int], Val], growth: float) -> Val:
     """Which lanes take the step, by the error's coordinates; sets their next step sizes."""
-    tolerance = c.splat(c.load(ctx.address("reals"), KIND, c.i64(5)))
+    c, tolerance = ctx.code, _real(ctx, ctx.code.i64(5))
     total = c.like(0.0, h)
-    for k in range(dim):
+    for k in range(ctx.dim):
         e = defect(k)
         total = c.fma(e, e, total)
     error = c.div(elementary.sqrt(c, total), tolerance)
@@ -375,33 +393,35 @@ def _accept(
     return c.compare("ole", error, c.like(1.0, h))
 
 
-def _select_rows(c: Code, dim: int, mask: Val, new: Val, old: Val) -> None:
-    for k in range(dim):
-        c.store(c.select(mask, _row(c, new, k), _row(c, old, k)), old, c.i64(k * _LANES))
+def _select_rows(ctx: Context, mask: Val, new: Val, old: Val) -> None:
+    c = ctx.code
+    for k in range(ctx.dim):
+        c.store(c.select(mask, _row(ctx, new, k), _row(ctx, old, k)), old, c.i64(k * c.lanes))
 
 
-def _find_region(c: Code, ctx: Context, dim: int, x: Val, label: Var) -> None:
+def _find_region(ctx: Context, x: Val, label: Var) -> None:
     """label = the first region that holds x, or -1.
 
     The few longest rows of a root settle nearly all regions that do not hold x.
     """
+    c, dim = ctx.code, ctx.dim
     label.set(c.const(-1, "i64"))
     regions, size = ctx.address("regions"), dim + dim * dim + 1
     head = min(dim, _HEAD_ROWS)
     with c.loop(ctx.whole("region_count")) as k:
-        base = c.at(regions, KIND, c.mul(k, c.i64(size)))
-        moved = c.array(KIND, dim * _LANES)
+        base = c.at(regions, ctx.kind, c.mul(k, c.i64(size)))
+        moved = c.array(ctx.kind, dim * c.lanes)
         for j in range(dim):
-            center = c.splat(c.load(base, KIND, c.i64(j)))
-            c.store(c.sub(_row(c, x, j), center), moved, c.i64(j * _LANES))
-        total = c.var(KIND, value=c.const(0.0, KIND))
-        radius = c.splat(c.load(base, KIND, c.i64(size - 1)))
+            center = c.splat(c.load(base, ctx.kind, c.i64(j)))
+            c.store(c.sub(_row(ctx, x, j), center), moved, c.i64(j * c.lanes))
+        total = c.var(ctx.kind, value=c.const(0.0, ctx.kind))
+        radius = c.splat(c.load(base, ctx.kind, c.i64(size - 1)))
 
         def add_row(i: Val) -> None:
-            root = c.at(base, KIND, c.add(c.mul(i, c.i64(dim)), c.i64(dim)))
-            dot = c.const(0.0, KIND)
+            root = c.at(base, ctx.kind, c.add(c.mul(i, c.i64(dim)), c.i64(dim)))
+            dot = c.const(0.0, ctx.kind)
             for j in range(dim):
-                dot = c.fma(c.splat(c.load(root, KIND, c.i64(j))), _row(c, moved, j), dot)
+                dot = c.fma(c.splat(c.load(root, ctx.kind, c.i64(j))), _row(ctx, moved, j), dot)
             total.set(c.fma(dot, dot, total.get()))
 
         for i in range(head):
@@ -416,35 +436,37 @@ def _find_region(c: Code, ctx: Context, dim: int, x: Val, label: Var) -> None:
             label.set(c.select(new, c.splat(k), label.get()))
 
 
-def _book(c: Code, ctx: Context, dim: int, here: Val, label: Var, k1: Val) -> None:
+def _book(ctx: Context, here: Val, label: Var, k1: Val) -> None:
     """Write down lanes that are done and refill them."""
-    ids = c.load(ctx.address("ids"), "i64", lanes=_LANES)
-    taken = c.load(ctx.address("taken"), "i64", lanes=_LANES)
+    c = ctx.code
+    ids = c.load(ctx.address("ids"), "i64", lanes=c.lanes)
+    taken = c.load(ctx.address("taken"), "i64", lanes=c.lanes)
     taken = c.add(taken, c.like(1, taken))
     c.store(taken, ctx.address("taken"))
     found = c.compare("sge", label.get(), c.like(0, taken))
     over = c.compare("sge", taken, c.splat(ctx.whole("horizon")))
     done = c.binary("and", c.binary("or", found, over), c.compare("sge", ids, c.like(0, ids)))
-    labels, flags = c.array("i64", _LANES), c.array("i64", _LANES)
+    labels, flags = c.array("i64", c.lanes), c.array("i64", c.lanes)
     c.store(label.get(), labels)
     c.store(c.cast("zext", done, "i64"), flags)
     with c.when(c.any(done)):
-        with c.loop(c.i64(_LANES)) as lane:
+        with c.loop(c.i64(c.lanes)) as lane:
             flag = c.load(flags, "i64", lane)
             with c.when(c.compare("ne", flag, c.i64(0))):
-                _book_lane(c, ctx, dim, here, c.load(labels, "i64", lane), lane)
+                _book_lane(ctx, here, c.load(labels, "i64", lane), lane)
         # New points need their slope; the others' comes out the same again.
         c.invoke("gradient", c.args[0], here, k1)
 
 
-def _book_lane(c: Code, ctx: Context, dim: int, here: Val, label: Val, lane: Val) -> None:
+def _book_lane(ctx: Context, here: Val, label: Val, lane: Val) -> None:
+    c = ctx.code
     path = c.load(ctx.address("ids"), "i64", lane)
     c.store(label, ctx.address("left"), path)
-    size = c.load(ctx.address("step"), KIND, lane)
+    size = c.load(ctx.address("step"), ctx.kind, lane)
     c.store(size, ctx.address("steps_of"), path)
-    base = c.mul(path, c.i64(dim))
-    for k in range(dim):
-        value = c.load(here, KIND, c.add(lane, c.i64(k * _LANES)))
+    base = c.mul(path, c.i64(ctx.dim))
+    for k in range(ctx.dim):
+        value = c.load(here, ctx.kind, c.add(lane, c.i64(k * c.lanes)))
         c.store(value, ctx.address("points"), c.add(base, c.i64(k)))
     new = take_from(c, ctx.address("queue"))
     more = c.compare("slt", new, ctx.whole("paths"))
@@ -454,8 +476,8 @@ def _book_lane(c: Code, ctx: Context, dim: int, here: Val, label: Val, lane: Val
     awake = c.load(c.args[0], "i64", live)
     c.store(c.select(more, awake, c.sub(awake, c.i64(1))), c.args[0], live)
     with c.when(more):
-        c.store(c.load(ctx.address("steps_of"), KIND, new), ctx.address("step"), lane)
-        start = c.mul(new, c.i64(dim))
-        for k in range(dim):
-            value = c.load(ctx.address("starts"), KIND, c.add(start, c.i64(k)))
-            c.store(value, here, c.add(lane, c.i64(k * _LANES)))
+        c.store(c.load(ctx.address("steps_of"), ctx.kind, new), ctx.address("step"), lane)
+        start = c.mul(new, c.i64(ctx.dim))
+        for k in range(ctx.dim):
+            value = c.load(ctx.address("starts"), ctx.kind, c.add(start, c.i64(k)))
+            c.store(value, here, c.add(lane, c.i64(k * c.lanes)))

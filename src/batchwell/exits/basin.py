@@ -17,12 +17,14 @@ from numpy.typing import ArrayLike
 from ..domain import Domain
 from ..dynamics import Process
 from ..ensemble import DEFAULT_SUBSTEPS, Ensemble, advance, start
-from ..errors import InputError, require, whole
+from ..errors import Divergence, InputError, require, whole
 from ..estimate import Estimate, censored_mean
+from ..landscape import UNDECIDED, BasinMap
 
 PILOT_PATHS = 16
 RARE_LOOKS = 50  # looks within the horizon, at least
 LOOKS = 100  # looks per mean exit time that the check interval aims at
+POINTS_TOGETHER = 256  # that gradient flow gets at a time
 Progress = Callable[[int, int], None]
 Advance = Callable[[Ensemble, int], Ensemble]
 
@@ -193,8 +195,22 @@ def _pilot_interval(
     return max(1, min(round(mean / looks), horizon // RARE_LOOKS))
 
 
+@dataclass(frozen=True)
+class _Look:
+    """A moment at which the paths were looked at: what is known of where each belongs."""
+
+    step: int
+    x: np.ndarray  # (rows, d)
+    labels: np.ndarray  # (rows,), UNDECIDED where gradient flow has to go on
+    flowed: np.ndarray  # (rows, d), from here
+
+
 class _Watch:
-    """The looks at one ensemble; a path is followed until it is out at an even look too."""
+    """The looks at one ensemble; a path is followed until it is out at an even look too.
+
+    Several looks are taken in one go, so that the flow has many points at a time. Points of paths
+    that turn out to have left before cost little: only those still watched are followed to the end.
+    """
 
     def __init__(self, state: Ensemble, domain: Domain, every: int, horizon: int) -> None:
         count = len(state.paths)
@@ -205,12 +221,19 @@ class _Watch:
         self.labels, self.points = np.full(count, domain.label), state.x.copy()
 
     def run(self, ahead: Advance, progress: Progress | None) -> BasinExits:
-        look = 0
+        done, together = 0, 1
         while self.state.step < self.horizon and not self.coarse_observed.all():
-            steps = min(self.every, self.horizon - self.state.step)
-            self.state = ahead(self.state, steps)
-            look += 1
-            self._look(steps, even=look % 2 == 0)
+            known = int(self.observed.sum())
+            for look in self._looks(ahead, together):
+                done += 1
+                self._book(look, even=done % 2 == 0)
+                if self.coarse_observed.all():
+                    break
+            self._drop()
+            # Twice as many while nobody leaves, half as many when somebody does.
+            quiet = known == int(self.observed.sum())
+            most = max(1, POINTS_TOGETHER // len(self.rows))
+            together = min(2 * together, most) if quiet else max(1, together // 2)
             if progress is not None:
                 progress(self.state.step, self.horizon)
         return BasinExits(
@@ -224,21 +247,50 @@ class _Watch:
             self.horizon,
         )
 
-    def _look(self, steps: int, even: bool) -> None:
-        assert self.domain.labels is not None
+    def _looks(self, ahead: Advance, count: int) -> list[_Look]:
+        """The next looks, at most `count`."""
+        states: list[Ensemble] = []
+        while len(states) < count and self.state.step < self.horizon:
+            try:
+                step = min(self.every, self.horizon - self.state.step)
+                self.state = ahead(self.state, step)
+            except Divergence:
+                # Perhaps of a path that has left: those before it are looked at first.
+                if not states:
+                    raise
+                break
+            states.append(self.state)
+        labels, flowed = self._settle(np.concatenate([s.x for s in states]))
+        parts = zip(
+            states, np.split(labels, len(states)), np.split(flowed, len(states)), strict=True
+        )
+        return [_Look(s.step, s.x, known, on) for s, known, on in parts]
+
+    def _settle(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        own = self.domain.labels
+        return own.settle(x) if isinstance(own, BasinMap) else (np.full(len(x), UNDECIDED), x)
+
+    def _finish(self, flowed: np.ndarray) -> np.ndarray:
+        own = self.domain.labels
+        assert own is not None
+        return own.finish(flowed) if isinstance(own, BasinMap) else own(flowed)
+
+    def _book(self, look: _Look, even: bool) -> None:
         going = np.flatnonzero(~self.coarse_observed[self.rows])
-        points, paths = self.state.x[going], self.rows[going]
-        labels = self.domain.labels(points)
+        paths, labels = self.rows[going], look.labels[going]
+        open_ = np.flatnonzero(labels == UNDECIDED)
+        if open_.size:
+            labels[open_] = self._finish(look.flowed[going[open_]])
         out, first = labels != self.domain.label, ~self.observed[paths]
-        self.points[paths[first]] = points[first]
+        self.points[paths[first]] = look.x[going[first]]
         fresh = out & first
-        self.steps[paths[fresh]] = self.state.step - (steps - 1) / 2
+        gap = (look.step - 1) % self.every + 1  # the last one may be shorter
+        self.steps[paths[fresh]] = look.step - (gap - 1) / 2
         self.labels[paths[fresh]] = labels[fresh]
         self.observed[paths[fresh]] = True
         if even:
-            self.coarse[paths[out]] = self.state.step - (2 * self.every - 1) / 2
+            self.coarse[paths[out]] = look.step - (2 * self.every - 1) / 2
             self.coarse_observed[paths[out]] = True
-            self._drop()
 
     def _drop(self) -> None:
         # Every new number of paths is compiled anew: drop the finished only by halves.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .attractors import UNDECIDED, Attractors
 from .explore import Exploration, explore, with_explored
 from .generalisation import Generalisation, generalisation
 from .minima import (
@@ -15,7 +16,7 @@ from .minima import (
     line_profile,
     shapes,
 )
-from .quench import UNDECIDED, Attractors, BasinMap, Quench, basin, polish, quench, reach
+from .quench import BasinMap, Quench, basin, polish, quench, reach
 from .saddles import NOWHERE, UNLISTED, Saddle, find_saddles
 from .sharpness import Sharpness, sharpness
 from .stationary import StationaryPoint, stationary_points

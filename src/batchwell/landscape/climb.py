@@ -16,7 +16,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 
 from .._jax import jax, jnp, serial
 from ..loss import StochasticLoss
-from .quench import gradient_at
+from .attractors import gradient_at
 from .spectrum import DENSE, extreme_modes, hessian_operator
 
 Array = Any

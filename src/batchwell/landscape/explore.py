@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike
 from ..dynamics import SGD
 from ..ensemble import advance, start
 from ..errors import require, whole
+from .attractors import UNDECIDED, Attractors
 from .minima import Landscape, extended
-from .quench import UNDECIDED, Attractors, reach
+from .quench import reach
 
 Progress = Callable[[int, int], None]
 

@@ -16,7 +16,8 @@ from .._jax import jax, jnp
 from ..errors import RunError, require
 from ..loss import StochasticLoss
 from ..symmetry import NONE, Symmetry
-from .quench import SAME_CENTER, UNDECIDED, Attractors, Quench, add_attractor, quench
+from .attractors import UNDECIDED, Attractors, add_attractor
+from .quench import SAME_CENTER, Quench, quench
 from .spectrum import DENSE, curvature_and_noise
 
 SAME = 1e-5  # distance, relative to 1 + |x|, under which two minima are one
@@ -284,5 +285,10 @@ def line_profile(
     a = np.asarray(first, dtype=np.float64)
     b = symmetry.align(np.asarray(second, dtype=np.float64), a)
     s = np.linspace(0.0, 1.0, points)
-    values = jax.jit(jax.vmap(loss.mean))(a + s[:, None] * (b - a))
+    values = _means(loss)(a + s[:, None] * (b - a))
     return s, np.asarray(values)
+
+
+@lru_cache(maxsize=32)
+def _means(loss: StochasticLoss) -> Callable[[Any], Any]:
+    return jax.jit(jax.vmap(loss.mean))

@@ -1,10 +1,9 @@
 """Quench: which minimum does gradient flow reach from here?
 
 Flow ``dx/dt = -grad F`` is followed adaptively (`ensemble.gradient_flow`; after a first stretch by
-a method that takes long steps along flat valleys) until it enters the
-*trust region* of a known attractor: a ball ``|x - c| < r`` on which that distance was found to fall
-along the flow in every direction tried, so that the flow cannot leave it again. Points that reach no known region get a Newton search from where they are; minima
-found so join the known attractors, and the flow decides which one is reached.
+a method that takes long steps along flat valleys) until it enters the trust region of a known
+attractor (`attractors`). Points that reach none get a Newton search from where they are; minima
+found so join the known attractors, and the flow decides which is reached.
 """
 
 from __future__ import annotations
@@ -21,69 +20,35 @@ from scipy.sparse.linalg import minres
 from .._jax import jax, jnp, serial
 from ..domain import Domain
 from ..ensemble.flow import Flow, Regions, gradient_flow
-from ..errors import Divergence, InputError, require, whole
+from ..errors import Divergence, require, whole
 from ..loss import StochasticLoss
-from ..streams import generator
-from .spectrum import DENSE, extreme_modes, hessian_operator, lowest_modes
+from .attractors import (
+    FLAT,
+    UNDECIDED,
+    Attractors,
+    add_attractor,
+    gradient_at,
+    mean_at,
+    no_attractors,
+    spectrum_ends,
+)
+from .spectrum import DENSE, hessian_operator
 
 Array = Any
 Progress = Callable[[int, int], None]
 
 FIRST_STEP = 0.1
 FLOW_TOLERANCE = 1e-3  # error per step of the flow, in units of x
+# Coordinates up to which a home is looked for in float32: rounding moves them by some 3e-4 a step.
+FLOAT32_SIZE = 30.0
 FIRST_BLOCK, HOME_BLOCK, MAX_STEPS = 64, 150, 4000
 VALLEY_STAGES = 15  # of the stabilised method, after FIRST_BLOCK plain steps
-TRUST_SAFETY = 0.5  # share of the radius found that is trusted
-TRUST_DIRECTIONS = 128
-TRUST_STARTS, TRUST_STEPS = 16, 32  # of the search for rising directions
-FIRST_SHELL, LAST_SHELL, GROWTH = 0.02, 10.0, 1.5  # times 1 + |c|; shell to shell
-SAME_IMAGE = 1e-9  # relative difference of images of one minimum
-FLAT = 1e-8  # smallest Hessian eigenvalue, relative to the largest, of an isolated minimum
 STATIONARY = 1e-9  # gradient norm of a polished minimum
 RUNAWAY = 1e8  # times the starts' own size: no minimum is there
-UNDECIDED = -1
 SAME_CENTER = 1e-6
 LARGE_BLOCK = 16  # steps of the flow between two looks, above DENSE parameters
 CLOSE = 0.02  # relative distance under which one point is searched for all
 POLISHED = 64  # points polished at once
-
-
-@dataclass(frozen=True, eq=False)
-class Attractors:
-    """Known minima and their trust regions.
-
-    Attributes
-    ----------
-    centers
-        (K, d) minima, Newton-polished.
-    roots
-        (K, d, d) matrices R of the regions ``|R (x - c)| < radius``: 1 for balls. Above `DENSE`
-        parameters none are kept, shape (K, 0, 0): all regions are balls.
-    radii
-        (K,).
-    """
-
-    centers: np.ndarray
-    roots: np.ndarray
-    radii: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.centers)
-
-    def take(self, rows: ArrayLike) -> Attractors:
-        """The attractors of these rows only."""
-        keep = np.asarray(rows)
-        return Attractors(self.centers[keep], self.roots[keep], self.radii[keep])
-
-    def labels(self, points: np.ndarray) -> np.ndarray:
-        """Which trust region holds each of `points` (n, d): index or UNDECIDED, (n,)."""
-        out = np.full(len(points), UNDECIDED)
-        for k in range(len(self)):
-            moved = points - self.centers[k]
-            if self.roots.shape[1]:
-                moved = moved @ self.roots[k].T
-            out[np.einsum("ni,ni->n", moved, moved) < self.radii[k] ** 2] = k
-        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,18 +65,6 @@ class Quench:
 
     labels: np.ndarray
     attractors: Attractors
-
-
-def no_attractors(dim: int) -> Attractors:
-    """The empty set of attractors in `dim` dimensions."""
-    return balls(np.empty((0, dim)), np.empty(0))
-
-
-def balls(centers: np.ndarray, radii: np.ndarray) -> Attractors:
-    """Attractors `centers` (K, d) whose trust regions are balls of `radii` (K,)."""
-    count, dim = centers.shape
-    side = dim if dim <= DENSE else 0
-    return Attractors(centers, np.tile(np.eye(side), (count, 1, 1)), radii)
 
 
 def quench(
@@ -192,19 +145,37 @@ def reach(
     Most settle there within a few steps, which is tried first: fewer regions to look at make each
     step cheaper. The rest get the full quench.
     """
-    x, own = np.array(points, dtype=np.float64), np.atleast_1d(np.asarray(homes, dtype=int))
-    labels, rows, h = np.full(len(x), UNDECIDED), np.arange(len(x)), np.full(len(x), FIRST_STEP)
-    home = known.take(own)
-    for stages, block in ((3, FIRST_BLOCK), (VALLEY_STAGES, HOME_BLOCK)) if own.size else ():
-        flow = _flow(loss, x[rows], h[rows], block, home, threads, stages)
-        x[rows], h[rows] = flow.points, flow.steps
-        settled = flow.labels >= 0
-        labels[rows[settled]] = own[flow.labels[settled]]
-        rows = rows[~settled]
+    labels, x = settle(loss, points, known, homes, threads)
+    rows = np.flatnonzero(labels == UNDECIDED)
     if rows.size:
         rest = quench(loss, x[rows], known, threads=threads)
         labels[rows], known = rest.labels, rest.attractors
     return Quench(labels, known)
+
+
+def settle(
+    loss: StochasticLoss,
+    points: np.ndarray,
+    known: Attractors,
+    homes: ArrayLike,
+    threads: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(labels (n,), where the points have flowed to (n, d)): which soon enter the region of a home.
+
+    The others are left UNDECIDED, on their way. What a point does depends on no other one.
+    """
+    x, own = np.array(points, dtype=np.float64), np.atleast_1d(np.asarray(homes, dtype=int))
+    labels, rows, h = np.full(len(x), UNDECIDED), np.arange(len(x)), np.full(len(x), FIRST_STEP)
+    home = known.take(own)
+    small = np.abs(x).max(axis=1, initial=0.0) <= FLOAT32_SIZE
+    for stages, block in ((3, FIRST_BLOCK), (VALLEY_STAGES, HOME_BLOCK)) if own.size else ():
+        for precision, part in (("float32", rows[small[rows]]), ("float64", rows[~small[rows]])):
+            flow = _flow(loss, x[part], h[part], block, home, threads, stages, precision)
+            x[part], h[part] = flow.points, flow.steps
+            settled = flow.labels >= 0
+            labels[part[settled]] = own[flow.labels[settled]]
+        rows = rows[labels[rows] == UNDECIDED]
+    return labels, x
 
 
 def _flow(
@@ -215,10 +186,12 @@ def _flow(
     known: Attractors,
     threads: int | None,
     stages: int,
+    precision: str = "float64",
 ) -> Flow:
+    how: Any = {"threads": threads, "stages": stages, "precision": precision}
     if loss.dim <= DENSE:
         regions = Regions(known.centers, known.roots, known.radii)
-        return gradient_flow(loss, x, regions, steps, FLOW_TOLERANCE, h, threads, stages=stages)
+        return gradient_flow(loss, x, regions, steps, FLOW_TOLERANCE, h, **how)
     # No matrices of regions: points are looked at between stretches of the flow.
     x, h, labels = x.copy(), h.copy(), known.labels(x)
     for _ in range(0, steps, LARGE_BLOCK):
@@ -226,9 +199,7 @@ def _flow(
         if not rows.size:
             break
         block = min(LARGE_BLOCK, steps)
-        part = gradient_flow(
-            loss, x[rows], None, block, FLOW_TOLERANCE, h[rows], threads, stages=stages
-        )
+        part = gradient_flow(loss, x[rows], None, block, FLOW_TOLERANCE, h[rows], **how)
         x[rows], h[rows], labels[rows] = part.points, part.steps, known.labels(part.points)
     return Flow(x, labels, h)
 
@@ -297,7 +268,7 @@ def newton_krylov(loss: StochasticLoss, x: np.ndarray) -> np.ndarray:
         end = end - minres(hessian_operator(loss, end), slope, rtol=1e-8)[0]
     if not np.linalg.norm(np.asarray(gradient_at(loss)(end))) < STATIONARY:
         return np.full_like(x, np.nan)
-    values, _ = _spectrum_ends(loss, end)
+    values, _ = spectrum_ends(loss, end)
     return end if values[0] > FLAT * values[-1] else np.full_like(x, np.nan)
 
 
@@ -323,122 +294,6 @@ def _polisher(loss: StochasticLoss, iterations: int) -> Callable[[Array], Any]:
     return serial(jax.jit(jax.vmap(one)))
 
 
-def add_attractor(loss: StochasticLoss, known: Attractors, center: np.ndarray) -> Attractors:
-    """`known` and the minimum `center` (d,) with its trust region."""
-    values, vectors = _spectrum_ends(loss, center)
-    if values[0] <= FLAT * values[-1]:
-        raise InputError(
-            "minimum",
-            f"Hessian eigenvalue {values[0]:.3g}",
-            "must be isolated: all Hessian eigenvalues positive (add weight decay to a flat loss)",
-        )
-    radius = _radius_of_image(loss, known, center, values)
-    if radius is None:
-        radius = TRUST_SAFETY * _trust_radius(loss, center, values, vectors)
-    return balls(np.concatenate([known.centers, center[None]]), np.append(known.radii, radius))
-
-
-def _spectrum_ends(loss: StochasticLoss, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues (k,), rising, and eigenvectors (d, k) of the Hessian: all of them, or its ends."""
-    if loss.dim <= DENSE:
-        values, vectors = lowest_modes(loss, x, loss.dim)
-        return values, vectors
-    low, high = (extreme_modes(loss, x, 1, which, 1e-6) for which in ("SA", "LA"))
-    return np.concatenate([low[0], high[0]]), np.concatenate([low[1], high[1]], axis=1)
-
-
-def _radius_of_image(
-    loss: StochasticLoss, known: Attractors, center: np.ndarray, values: np.ndarray
-) -> float | None:
-    """The radius of a known minimum of the same norm, loss and spectrum: an image of this one.
-
-    Symmetries here are moves that keep distances, so that images share their radius.
-    """
-    norms = np.linalg.norm(known.centers, axis=1)
-    size = float(np.linalg.norm(center))
-    for k in np.flatnonzero(np.abs(norms - size) <= SAME_IMAGE * (1.0 + size)):
-        other = known.centers[k]
-        losses = [float(mean_at(loss)(x)) for x in (center, other)]
-        if abs(losses[0] - losses[1]) <= SAME_IMAGE * (1.0 + abs(losses[0])):
-            theirs = _spectrum_ends(loss, other)[0]
-            if np.abs(theirs - values).max() <= SAME_IMAGE * values[-1]:
-                return float(known.radii[k])
-    return None
-
-
-def _trust_radius(
-    loss: StochasticLoss, center: np.ndarray, values: np.ndarray, vectors: np.ndarray
-) -> float:
-    """Largest r so that |x - c|^2 falls along the flow on the shells tried up to r.
-
-    Its derivative is -2 (x - c)^T grad F. On each shell random directions are tried, and then a
-    descent to a rising one is begun from the worst of them: samples alone miss narrow ways out
-    in many dimensions, and a saddle within the region would make quenches wrong.
-    """
-    u, falls = _directions(values, vectors), _descent(loss)
-    scale = 1.0 + float(np.linalg.norm(center))
-    good = FIRST_SHELL * scale
-    while not bool(falls(center, u, good)):
-        good /= GROWTH**2
-        if good < 1e-9 * scale:
-            return 0.0
-    while good < LAST_SHELL * scale and bool(falls(center, u, good * GROWTH)):
-        good *= GROWTH
-    finer = good * GROWTH**0.5
-    return finer if bool(falls(center, u, finer)) else good
-
-
-def _directions(values: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Unit vectors (m, d): the Hessian's axes, random ones, and random ones along flat ways."""
-    rng = generator(1705_07562, "trust-region")
-    random = rng.standard_normal((TRUST_DIRECTIONS, len(vectors)))
-    if len(values) == len(vectors):
-        random[::2] /= np.sqrt(values)
-        random = random @ vectors.T
-    random /= np.linalg.norm(random, axis=1, keepdims=True)
-    u = np.concatenate([vectors.T, random])
-    return np.concatenate([u, -u])
-
-
-@lru_cache(maxsize=32)
-def _descent(loss: StochasticLoss) -> Callable[..., Any]:
-    """Whether the distance from a minimum falls everywhere on a shell around it."""
-    dense = loss.dim <= DENSE
-
-    def falls(center: Array, u: Array, radius: Array) -> Array:
-        def at(v: Array) -> Array:
-            """Slope against that of a quadratic F: 1 near the minimum."""
-            way = v / jnp.linalg.norm(v)
-            slope = jnp.dot(way, loss.gradient(center + radius * way))
-            return slope / (radius * (way @ curvature @ way)) if dense else slope / radius
-
-        def step(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-            v, lowest = state
-            value, uphill = jax.value_and_grad(at)(v)
-            move = v - 0.3 * 0.9**k * uphill / (jnp.linalg.norm(uphill) + 1e-300)
-            return move / jnp.linalg.norm(move), jnp.minimum(value, lowest)
-
-        curvature = loss.hessian(center) if dense else None
-        values = jax.vmap(at)(u)
-        worst = u[jnp.argsort(values)[:TRUST_STARTS]]
-        search = jax.vmap(lambda v: jax.lax.fori_loop(0, TRUST_STEPS, step, (v, jnp.inf)))
-        return (jnp.min(values) > 0) & (jnp.min(search(worst)[1]) > 0)
-
-    return serial(jax.jit(falls))
-
-
-@lru_cache(maxsize=32)
-def gradient_at(loss: StochasticLoss) -> Callable[[Array], Array]:
-    """grad F, compiled once."""
-    return serial(jax.jit(loss.gradient))
-
-
-@lru_cache(maxsize=32)
-def mean_at(loss: StochasticLoss) -> Callable[[Array], Array]:
-    """F, compiled once."""
-    return serial(jax.jit(loss.mean))
-
-
 @dataclass
 class BasinMap:
     """Labels of points, remembering minima met on the way so that none is searched twice.
@@ -459,6 +314,16 @@ class BasinMap:
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Attractor index (or UNDECIDED) of each of `points` (n, d): (n,)."""
         result = reach(self.loss, points, self.attractors, self.own, self.threads)
+        self.attractors = result.attractors
+        return result.labels
+
+    def settle(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `settle`, for the basin where most are expected: cheapest for many points at once."""
+        return settle(self.loss, points, self.attractors, self.own, self.threads)
+
+    def finish(self, flowed: np.ndarray) -> np.ndarray:
+        """Labels (n,) of points that `settle` left UNDECIDED, from where they have flowed to."""
+        result = quench(self.loss, flowed, self.attractors, threads=self.threads)
         self.attractors = result.attractors
         return result.labels
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..errors import require, whole
+from .attractors import FLAT, UNDECIDED, gradient_at, mean_at
 from .climb import climb
 from .minima import SAME, Landscape, classify
-from .quench import FLAT, STATIONARY, UNDECIDED, gradient_at, mean_at, quench
+from .quench import STATIONARY, quench
 from .spectrum import largest_curvature, lowest_modes
 from .strings import descents, lines, relax, summits
 

@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike
 from .._jax import jax, jnp, serial
 from ..errors import require
 from ..loss import StochasticLoss
+from .attractors import FLAT
 from .minima import SAME
-from .quench import FLAT, STATIONARY
+from .quench import STATIONARY
 from .spectrum import DENSE
 
 Array = Any

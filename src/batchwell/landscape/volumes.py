@@ -8,8 +8,9 @@ from numpy.typing import ArrayLike
 from ..errors import positive, require, whole
 from ..estimate import Estimate, share
 from ..streams import generator
+from .attractors import UNDECIDED
 from .minima import Landscape, classify
-from .quench import UNDECIDED, quench
+from .quench import quench
 
 
 def basin_volumes(

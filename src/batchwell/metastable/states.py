@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..landscape import UNDECIDED, Attractors, Landscape, classify, quench
-from ..landscape.quench import no_attractors
 from ..streams import generator
 
 UNLISTED, NOWHERE = -1, -2
@@ -35,7 +34,7 @@ class StateMap:
     reference: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.attractors = no_attractors(self.landscape.loss.dim)
+        self.attractors = self.landscape.attractors.take([])
         self.classes = np.empty(0, dtype=int)
         self.reference = generator(0, "copy-of-the-space").standard_normal(self.landscape.loss.dim)
         self.minima_of(np.array([m.x for m in self.landscape.minima]))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from .._jax import XLA_LOCK
+from ..domain import Domain
 from ..dynamics import SGD
 from ..estimate import Estimate, sample_mean, share
 from ..exits.basin import BasinExits, basin_exits, check_interval
@@ -42,24 +44,50 @@ def limits(plan: Plan, process: str) -> tuple[int, int]:
     return s.diffusion_horizon or s.horizon, s.diffusion_paths
 
 
+@dataclass
+class Pilots:
+    """Steps between two looks: one for SGD and its diffusions, so that their exits mean the same.
+
+    Found by whichever cell asks first.
+    """
+
+    plan: Plan
+    landscape: Landscape
+    known: dict[str, int] = field(default_factory=dict)
+
+    def interval(self, cell: EscapeCell) -> int:
+        """SGD steps between two looks at the paths of `cell`."""
+        name = f"pilot-{cell.minimum.label}-eta{cell.learning_rate:g}-B{cell.batch_size}"
+        if name not in self.known:
+            # Two that ask at once find the same: cheaper than one that waits.
+            self.known[name] = self._measured(cell, name)
+        return self.known[name]
+
+    def _measured(self, cell: EscapeCell, name: str) -> int:
+        s = self.plan.settings
+        return check_interval(
+            self.plan.sgd(cell.learning_rate, cell.batch_size),
+            cell.minimum.x,
+            home_of(self.plan, self.landscape, cell),
+            s.horizon,
+            s.seed,
+            name,
+            s.looks,
+            threads=1,
+        )
+
+
+def home_of(plan: Plan, landscape: Landscape, cell: EscapeCell) -> Domain:
+    """The basin that a cell's paths leave."""
+    return basin(plan.subject.loss, landscape.attractors, cell.minimum.attractor, threads=1)
+
+
 def run_escape(
-    plan: Plan, landscape: Landscape, cell: EscapeCell, progress: Progress
+    plan: Plan, landscape: Landscape, cell: EscapeCell, pilots: Pilots, progress: Progress
 ) -> tuple[Arrays, Facts]:
     """Simulate the exits of one cell."""
-    loss = plan.subject.loss
-    home = basin(loss, landscape.attractors, cell.minimum.attractor, threads=1)
+    every, home = pilots.interval(cell), home_of(plan, landscape, cell)
     horizon, paths = limits(plan, cell.process)
-    # One interval for SGD and its diffusions, so that their exits mean the same.
-    every = check_interval(
-        plan.sgd(cell.learning_rate, cell.batch_size),
-        cell.minimum.x,
-        home,
-        plan.settings.horizon,
-        plan.settings.seed,
-        f"pilot-{cell.minimum.label}-eta{cell.learning_rate:g}-B{cell.batch_size}",
-        plan.settings.looks,
-        threads=1,
-    )
     exits = basin_exits(
         plan.process(cell.process, cell.learning_rate, cell.batch_size),
         cell.minimum.x,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..landscape import UNDECIDED, Landscape, Minimum, Saddle, Survey, letters, shapes
-from ..landscape.quench import balls
+from ..landscape.attractors import balls
 from ..loss import StochasticLoss
 from ..metastable import JumpCounts, Looks
 from ..runs import RunDirectory

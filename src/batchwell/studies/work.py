@@ -13,7 +13,7 @@ from ..errors import Divergence
 from ..landscape import Attractors, Landscape, Quench, find_minima, landscape_of
 from ..progress import Interrupted, Tracker, tracked
 from ..runs import RunDirectory
-from .cells import Arrays, Facts, Progress, run_escape, run_final, run_verdict
+from .cells import Arrays, Facts, Pilots, Progress, run_escape, run_final, run_verdict
 from .plan import Plan
 
 MINIMA = "minima"
@@ -51,11 +51,11 @@ def _search_arrays(found: Landscape) -> Arrays:
 
 
 def tasks(plan: Plan, landscape: Landscape) -> list[Task]:
-    """All cells, large batches first: their paths stay longest."""
-    escapes = sorted(plan.escape_cells(landscape), key=lambda c: -c.batch_size)
-    judged = plan.verdict_cells(landscape)
+    """All cells; SGD's escapes first, since its diffusions look as often as it does."""
+    escapes = sorted(plan.escape_cells(landscape), key=lambda c: (c.process != "sgd", c.batch_size))
+    judged, pilots = plan.verdict_cells(landscape), Pilots(plan, landscape)
     return [
-        *(Task(c.name, _bind(run_escape, plan, landscape, c)) for c in escapes),
+        *(Task(c.name, _bind(run_escape, plan, landscape, c, pilots)) for c in escapes),
         *(Task(c.name, _bind(run_verdict, plan, landscape, c)) for c in judged),
         *(Task(c.name, _bind(run_final, plan, landscape, c)) for c in plan.final_cells(landscape)),
     ]

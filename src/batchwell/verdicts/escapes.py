@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from .._jax import jax, jnp
+from .._jax import jax
 from ..domain import Domain
 from ..dynamics import SGD
 from ..errors import require
+from ..loss import StochasticLoss
 from ..streams import generator as keyed_generator
 from .linear import Linear
 
@@ -20,6 +23,7 @@ Floats = NDArray[np.float64]
 
 RAYS = 16
 RAY_POINTS = 12
+POINTS = 64  # differentiated at a time
 
 
 def rays_out(
@@ -81,13 +85,15 @@ def escape_numbers(sgd: SGD, rays: Floats) -> dict[str, float]:
     if not len(rays):
         return {}
     loss = sgd.loss
-    flat = jnp.asarray(rays.reshape(-1, loss.dim))
+    flat = rays.reshape(-1, loss.dim)
     ahead = rays[:, -1] - rays[:, 0]
     length = np.linalg.norm(ahead, axis=1, keepdims=True)
     unit = np.repeat(ahead / length, rays.shape[1], axis=0)
-    project = jax.jit(jax.vmap(lambda x, v: loss.example_gradients(x) @ v))
     g = np.concatenate(
-        [np.asarray(project(flat[i : i + 64], unit[i : i + 64])) for i in range(0, len(unit), 64)]
+        [
+            _slopes(loss, flat[i : i + POINTS], unit[i : i + POINTS])
+            for i in range(0, len(unit), POINTS)
+        ]
     )
     w = np.asarray(loss.weights)
     mean = g @ w
@@ -108,6 +114,18 @@ def escape_numbers(sgd: SGD, rays: Floats) -> dict[str, float]:
         "skewness": skew,
         "excess_kurtosis": kurtosis,
     }
+
+
+def _slopes(loss: StochasticLoss, points: Floats, directions: Floats) -> Floats:
+    """Slope of each example along `directions` (k, d), k at most `POINTS`: (k, m)."""
+    # Filled up, so that one compilation serves all.
+    rows = np.minimum(np.arange(POINTS), len(directions) - 1)
+    return np.asarray(_compiled_slopes(loss)(points[rows], directions[rows]))[: len(directions)]
+
+
+@lru_cache(maxsize=32)
+def _compiled_slopes(loss: StochasticLoss) -> Callable[..., Any]:
+    return jax.jit(jax.vmap(lambda x, v: loss.example_gradients(x) @ v))
 
 
 def _shape_of_noise(loss: Any, c: Floats, w: Floats, variance: Floats) -> tuple[float, float]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from scipy.optimize import brentq
 from .._jax import jax, jnp
 from ..dynamics import SGD
 from ..errors import require
+from ..loss import StochasticLoss
 from ..streams import generator as keyed_generator
 
 Floats = NDArray[np.float64]
@@ -52,11 +55,23 @@ class Linear:
         return s * np.multiply.outer(self.eigenvalues, self.eigenvalues)
 
 
+@lru_cache(maxsize=32)
+def _at(loss: StochasticLoss, name: str) -> Callable[..., Any]:
+    """A function of the loss, compiled once for all minima."""
+    return jax.jit(getattr(loss, name))
+
+
+@lru_cache(maxsize=32)
+def _curvatures(loss: StochasticLoss) -> Callable[..., Any]:
+    """(x, examples) -> their Hessians (m, d, d)."""
+    return jax.jit(jax.vmap(jax.hessian(loss.function), in_axes=(None, 0)))
+
+
 def linearise(sgd: SGD, centre: Floats) -> tuple[Linear, tuple[str, ...]]:
     """SGD around a minimum, and notes on what that leaves out."""
     loss, x = sgd.loss, jnp.asarray(centre)
     d, m = loss.dim, loss.size
-    values, vectors = np.linalg.eigh(np.asarray(jax.jit(loss.hessian)(x)))
+    values, vectors = np.linalg.eigh(np.asarray(_at(loss, "hessian")(x)))
     require(
         values[-1] > 0 and values[0] > -1e-3 * values[-1],
         "minimum",
@@ -70,11 +85,10 @@ def linearise(sgd: SGD, centre: Floats) -> tuple[Linear, tuple[str, ...]]:
             f"{int(np.sum(values < floor))} flat directions (curvature below "
             f"{floor:.2g}) are held in place"
         )
-    noise = vectors.T @ np.asarray(jax.jit(loss.covariance)(x)) @ vectors
+    noise = vectors.T @ np.asarray(_at(loss, "covariance")(x)) @ vectors
     spread: Floats | None = None
     if 16.0 * m * d * d <= CURVATURE_BYTES:
-        each = jax.jit(jax.vmap(jax.hessian(loss.function), in_axes=(None, 0)))
-        h = np.asarray(each(x, loss.nodes))
+        h = np.asarray(_curvatures(loss)(x, loss.nodes))
         w = np.asarray(loss.weights)
         h = h - np.tensordot(w, h, axes=1)
         spread = np.sqrt(w)[:, None, None] * np.einsum(
