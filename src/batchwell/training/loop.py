@@ -191,7 +191,7 @@ class Training:
         self.course.record(f"came/{name}", value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Small JSON-safe state: schedule, clock, place in the epoch, torch's generators.
+        """Small JSON-safe state: schedule, clock, place in the epoch, random generators.
 
         Save it beside the model's and the optimiser's own state.
 
@@ -214,7 +214,9 @@ class Training:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`, amid the epoch if it was saved there.
 
-        Torch's random generators are set to where they were.
+        The random generators of torch, Python and NumPy are set to where they were. Those of a
+        loader's workers come there by loading again what the epoch had loaded; with
+        ``knob="sampler"`` or persistent workers they begin anew.
 
         Raises
         ------
