@@ -29,7 +29,8 @@ class Indexed(Dataset):
         inputs = self.inputs[k]
         if self.jitter:
             inputs = inputs + self.jitter * torch.randn(FEATURES)
-            inputs = inputs * random.uniform(0.9, 1.1) + self.jitter * np.random.normal()
+            inputs = inputs * random.uniform(0.9, 1.1)
+            inputs = inputs + self.jitter * np.random.normal()  # noqa: NPY002 - as augmentations do
         return inputs, self.targets[k], k
 
 

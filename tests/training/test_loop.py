@@ -65,6 +65,10 @@ def reseed(seed: int) -> None:
         generator(seed)
 
 
+def numpy_state() -> list[int]:
+    return np.random.get_state()[1].tolist()  # noqa: NPY002 - the generator that others use
+
+
 def attached(jitter: float = 0.0, schedule: Any = 16, workers: int = 0, **options: Any) -> Any:
     model = network()
     training = attach(
@@ -163,7 +167,7 @@ def test_resume_amid_an_epoch_is_bit_identical(
     jitter = 0.1 if knob == "accumulation" or not workers else 0.0  # its workers begin anew
     whole, training = attached(jitter, plan, workers, knob=knob)
     run(training, whole, EPOCHS)
-    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    after = torch.get_rng_state(), random.getstate(), numpy_state()
 
     reseed(0)
     model, training = attached(jitter, plan, workers, knob=knob)
@@ -181,7 +185,7 @@ def test_resume_amid_an_epoch_is_bit_identical(
     run(training, again, EPOCHS)
     assert torch.equal(parameters(whole), parameters(again))
     assert torch.equal(after[0], torch.get_rng_state())
-    assert after[1:] == (random.getstate(), np.random.get_state()[1].tolist())
+    assert after[1:] == (random.getstate(), numpy_state())
 
 
 @pytest.mark.parametrize("generator", [random.seed, np.random.seed])

@@ -88,8 +88,10 @@ def _unpacked(text: str) -> bytearray:
 
 
 class Randomness:
-    """All the generators that an epoch draws from: torch's own, the loader's and the sampler's, and
-    those of Python and NumPy, which augmentations use."""
+    """All the generators that an epoch draws from.
+
+    Torch's own, the loader's and the sampler's, and those of Python and NumPy, which augmentations use.
+    """
 
     def __init__(self, loader: Any) -> None:
         sampler = getattr(loader, "sampler", None)
@@ -103,7 +105,8 @@ class Randomness:
         states = [generator.get_state() for generator in self._generators]
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             states += [torch.cuda.get_rng_state(k) for k in range(torch.cuda.device_count())]
-        others = {"python": random.getstate(), "numpy": _plain(np.random.get_state(legacy=False))}
+        numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 - the one that others use
+        others = {"python": random.getstate(), "numpy": _plain(numpy_state)}
         return {
             "torch": [_packed(state.numpy().tobytes()) for state in states],
             **{name: _packed(json.dumps(state).encode()) for name, state in others.items()},
@@ -120,7 +123,7 @@ class Randomness:
             torch.cuda.set_rng_state(state, device)
         version, words, gauss = json.loads(_unpacked(states["python"]))
         random.setstate((version, tuple(words), gauss))
-        np.random.set_state(json.loads(_unpacked(states["numpy"])))
+        np.random.set_state(json.loads(_unpacked(states["numpy"])))  # noqa: NPY002
 
 
 def _plain(state: Any) -> Any:

@@ -35,9 +35,11 @@ from .updates import (
     learning_rate_of,
     limit,
     measured,
+    penalty,
     processes,
     scale_gradients,
     scaled_step,
+    weight_decay_of,
 )
 
 KNOBS = ("accumulation", "sampler")
@@ -128,13 +130,14 @@ class Training:
         if self._pending is not None:
             self.last_good, self._pending = self._pending, None
         noise = measured(self._loop.probe, last_loss, opened)
+        added = penalty(self.optimizer) if self.course.penalised else 0.0
         scale_gradients(self.optimizer, opened.unit * self._loop.world / total)
         if self._loop.before_update:
             self._loop.before_update()
         scaled_step(self.optimizer, factor)
         self.optimizer.zero_grad()
         self._open = None
-        self.course.finish(total, loss, rate * factor, momentum, noise)
+        self.course.finish(total, loss, rate * factor, momentum, noise, added)
         every = self._loop.keep_every
         if every and self.course.updates % every == 0:
             self._keep()
@@ -357,7 +360,8 @@ def attach(
     unit = world if resized else world * (getattr(loader, "batch_size", None) or 1)
     limited = limit(as_schedule(schedule), unit, examples)
     if probe is None and "noise" in limited.needs:
-        probe = Probe(model, data_size=examples, micro_batches="by_size")
+        decay = weight_decay_of(optimizer)
+        probe = Probe(model, data_size=examples, micro_batches="by_size", weight_decay=decay)
     loop = _Loop(
         knob, loader, world, backward, before_update, probe, whole("keep_every", keep_every, 0)
     )

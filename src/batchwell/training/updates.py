@@ -9,7 +9,7 @@ from ._torch import torch
 from .accumulate import AccumulationProbe
 from .noise import GradientNoise
 from .schedule import Schedule
-from .steps import StepProbe
+from .steps import StepProbe, norm_squared
 
 
 class OpenUpdate:
@@ -76,6 +76,24 @@ def learning_rate_of(optimizer: Any) -> tuple[float, float]:
     """Learning rate and momentum of the first group of parameters."""
     group = optimizer.param_groups[0]
     return float(group["lr"]), float(group.get("momentum", 0.0))
+
+
+def weight_decay_of(optimizer: Any) -> float:
+    """The penalty's factor in what plain SGD descends; of others, or if groups differ, 0."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate's is a wrapper
+    if not isinstance(inner, torch.optim.SGD):
+        return 0.0
+    found = {float(group["weight_decay"]) for group in inner.param_groups}
+    return found.pop() if len(found) == 1 else 0.0
+
+
+def penalty(optimizer: Any) -> float:
+    """weight_decay |x|^2 / 2, which plain SGD descends besides the loss."""
+    decay = weight_decay_of(optimizer)
+    if decay == 0:
+        return 0.0
+    parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
+    return decay / 2 * norm_squared(parameters)
 
 
 def scale_gradients(optimizer: Any, factor: float) -> None:
