@@ -59,6 +59,11 @@ class Course:
         return int(self.state["batch_size"])
 
     @property
+    def folder(self) -> Path | None:
+        """Directory of the default log."""
+        return self.file.path.parent if self.file else None
+
+    @property
     def penalised(self) -> bool:
         """Whether the schedule weighs the loss against the gradient: both then know the penalty."""
         return {"loss", "noise"} <= self.schedule.needs

@@ -27,7 +27,7 @@ from .log import Log
 from .measure import Probe
 from .schedule import Reading, Schedule, update
 from .schedules import as_schedule
-from .states import check_fingerprint, clone, fingerprint, save_atomic
+from .states import LastGood, check_fingerprint, fingerprint
 from .steps import StepProbe
 from .updates import (
     OpenUpdate,
@@ -43,7 +43,6 @@ from .updates import (
 )
 
 KNOBS = ("accumulation", "sampler")
-LAST_GOOD = "last_good.pt"
 
 
 class Training:
@@ -55,8 +54,6 @@ class Training:
     ----------
     course
         Clock and schedule: `examples`, `updates`, `batch_size`.
-    last_good
-        State from before a loss that was not finite: ``{"model", "optimizer", "training"}``.
     """
 
     def __init__(
@@ -64,11 +61,15 @@ class Training:
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.course = course
-        self.last_good: dict[str, Any] | None = None
         self._batches, self._loop = batches, loop
-        self._pending: dict[str, Any] | None = None
+        self._good, self._started_at = LastGood(loop.keep_every), 0
         self._open: OpenUpdate | None = None
         self._current: tuple[int, bool] | None = None
+
+    @property
+    def last_good(self) -> dict[str, Any] | None:
+        """The state that a loss which is not finite leaves; see `restore_last_good`."""
+        return self._good.state
 
     @property
     def epoch(self) -> int:
@@ -85,7 +86,7 @@ class Training:
 
     def __iter__(self) -> Iterator[Any]:
         """Batches of an epoch: of the rest of it after `load_state_dict`."""
-        if self._pending is None and self.last_good is None:
+        if self.course.updates == self._started_at:
             self._keep()
         for batch in self._batches.epoch_batches():
             done = self._open.local if self._open else 0
@@ -127,9 +128,9 @@ class Training:
         factor = self.course.learning_rate_factor
         if not math.isfinite(loss):
             self._stop(loss, rate * factor)
-        if self._pending is not None:
-            self.last_good, self._pending = self._pending, None
-        noise = measured(self._loop.probe, last_loss, opened)
+        self._good.confirm()
+        scale = opened.local / opened.unit
+        noise = measured(self._loop.probe, last_loss, scale, opened.micro_batches)
         added = penalty(self.optimizer) if self.course.penalised else 0.0
         scale_gradients(self.optimizer, opened.unit * self._loop.world / total)
         if self._loop.before_update:
@@ -138,34 +139,17 @@ class Training:
         self.optimizer.zero_grad()
         self._open = None
         self.course.finish(total, loss, rate * factor, momentum, noise, added)
-        every = self._loop.keep_every
-        if every and self.course.updates % every == 0:
+        if self._good.due(self.course.updates):
             self._keep()
 
     def _stop(self, loss: float, rate: float) -> None:
         self.optimizer.zero_grad()
         self._open = None
-        self.course.check_loss(loss, rate, self._save_last_good())
+        kept = self._good.save(self.course.folder, "training.last_good")
+        self.course.check_loss(loss, rate, kept)
 
     def _keep(self) -> None:
-        """Copy the state; it counts as good once a loss at it was finite."""
-        if self._loop.keep_every:
-            self._pending = {
-                "model": clone(self.model.state_dict()),
-                "optimizer": clone(self.optimizer.state_dict()),
-                "training": json.dumps(self.state_dict()),
-            }
-
-    def _save_last_good(self) -> str:
-        if self.last_good is None:
-            return "no finite loss was seen, so no state is kept"
-        step = json.loads(self.last_good["training"])["course"]["updates"]
-        place = "training.last_good"
-        if self.course.file:
-            path = self.course.file.path.with_name(LAST_GOOD)
-            save_atomic(self.last_good, path)
-            place = str(path)
-        return f"the last good state, of step {step}, is kept in {place}"
+        self._good.keep(self.model, self.optimizer, self.state_dict)
 
     def restore_last_good(self) -> None:
         """Put model, optimiser and schedule back to the last good state.
@@ -239,6 +223,7 @@ class Training:
         if self._loop.probe and state.get("probe"):
             self._loop.probe.load_state_dict(state["probe"])
         self._open = self._current = None
+        self._started_at = self.course.updates
 
     def close(self) -> None:
         """Take the probe off the model; sync and close the log."""

@@ -45,15 +45,17 @@ class OpenUpdate:
         return round(float(both[1])), float(both[0] / both[1])
 
 
-def measured(probe: StepProbe | None, loss: Any, opened: OpenUpdate) -> GradientNoise | None:
-    """The probe's answer, once in each of its windows; the gradients are not averaged yet."""
+def measured(
+    probe: StepProbe | None, loss: Any, scale: float, micro_batches: int
+) -> GradientNoise | None:
+    """The probe's answer, once in each of its windows; `scale` is that of `StepProbe.step`."""
     if probe is None:
         return None
     try:
-        probe.step(loss, scale=opened.local / opened.unit)
+        probe.step(loss, scale=scale)
     except InputError:
         # The rest of an epoch may be one micro-batch, which this probe has nothing to compare with.
-        if not (isinstance(probe, AccumulationProbe) and opened.micro_batches == 1):
+        if not (isinstance(probe, AccumulationProbe) and micro_batches == 1):
             raise
     return probe.noise() if probe.steps % (probe.every * probe.window) == 0 else None
 
@@ -124,8 +126,11 @@ def scaled_step(optimizer: Any, factor: float) -> None:
             group["lr"] = rate
 
 
-def limit(schedule: Schedule, unit: int, examples: int | None) -> Schedule:
-    """`schedule` under the loader's limits.
+LOADED = "the examples that the processes load at once"
+
+
+def limit(schedule: Schedule, unit: int, examples: int | None, what: str = LOADED) -> Schedule:
+    """`schedule` under the loader's limits; `what` says what `unit` is.
 
     Raises
     ------
@@ -137,7 +142,7 @@ def limit(schedule: Schedule, unit: int, examples: int | None) -> Schedule:
             size % unit == 0,
             "batch_size",
             size,
-            f"must be a multiple of {unit}, the examples that the processes load at once",
+            f"must be a multiple of {unit}, {what}",
         )
         require(
             examples is None or size <= examples,
