@@ -23,6 +23,7 @@ from ..estimate import Estimate
 from ._torch import torch
 from .batches import Batches, Resized, check_loader
 from .course import Course
+from .forecast import Forecast
 from .log import Log
 from .measure import Probe
 from .schedule import Reading, Schedule, update
@@ -62,6 +63,7 @@ class Training:
         self.model, self.optimizer = model, optimizer
         self.course = course
         self._batches, self._loop = batches, loop
+        self._forecast: Forecast | None = None
         self._good, self._started_at = LastGood(loop.keep_every), 0
         self._open: OpenUpdate | None = None
         self._current: tuple[int, bool] | None = None
@@ -139,6 +141,8 @@ class Training:
         self.optimizer.zero_grad()
         self._open = None
         self.course.finish(total, loss, rate * factor, momentum, noise, added)
+        if self._forecast is not None and self._forecast.look():
+            self._forecast = None
         if self._good.due(self.course.updates):
             self._keep()
 
@@ -168,6 +172,54 @@ class Training:
     def record(self, name: str, value: Estimate | float) -> None:
         """Log a measured number, such as ``"sharpness"``; the report shows it."""
         self.course.record(name, value)
+
+    def forecast(
+        self,
+        losses: Callable[[Any, Any], Any],
+        batches: Iterable[Any],
+        *,
+        updates: int = 1000,
+        sampling: str = "reshuffle",
+        barrier: float | None = None,
+        drop: float | None = None,
+    ) -> dict[str, Estimate]:
+        """Predict from the present parameters, and log what comes of it.
+
+        Best where training hovers. What comes is looked at over the next `updates` updates of this
+        batch size by itself; the report then shows one against the other. Resuming gives it up.
+
+        Parameters
+        ----------
+        losses, batches
+            As for `LocalLoss`: the loss of each example, and all the data; all are looked at
+            64 times.
+        sampling, barrier, drop
+            As for `predictions`. With momentum the learning rate is the effective one,
+            eta / (1 - momentum).
+
+        Raises
+        ------
+        InputError
+            The optimiser is not plain SGD, `updates` is below 64, or what `LocalLoss` refuses.
+
+        Examples
+        --------
+        After ``training = attach(...)`` and some epochs::
+
+            training.forecast(lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), loader)
+        """
+        self._forecast = Forecast(
+            self.model,
+            self.optimizer,
+            self.course,
+            losses,
+            batches,
+            updates=updates,
+            sampling=sampling,
+            barrier=barrier,
+            drop=drop,
+        )
+        return self._forecast.predicted
 
     def predict(self, name: str, value: Estimate | float) -> None:
         """Log a prediction; the report shows it against what `outcome` logs under this name."""
@@ -223,7 +275,7 @@ class Training:
         if self._loop.probe and state.get("probe"):
             self._loop.probe.load_state_dict(state["probe"])
         self._open = self._current = None
-        self._started_at = self.course.updates
+        self._started_at, self._forecast = self.course.updates, None
 
     def close(self) -> None:
         """Take the probe off the model; sync and close the log."""
