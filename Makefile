@@ -32,7 +32,7 @@ test-slow: ## the slow tests only
 
 test-trainers: ## the callbacks inside Lightning, Transformers and Accelerate
 	@$(SETUP) --extra dev --extra torch --extra trainers
-	@$(PYTEST) tests/training/test_trainers.py
+	@BATCHWELL_TRAINERS=1 $(PYTEST) tests/training/test_trainers.py
 
 bench: ## compare with other libraries (fetches torch, several GB)
 	@$(SETUP) --extra bench -- $(BIN)/python benchmarks/run.py

@@ -1,6 +1,9 @@
 """What a measured training step costs: its time over a plain step's, taken side by side.
 
-    python benchmarks/training_overhead.py [--threads 2] [--rounds 7]
+    python benchmarks/training_overhead.py [--threads 2] [--rounds 7] [--own]
+
+One thread (``--threads 1``) counts work alone; several wait for each other on a busy machine, which the CPU
+times count too. ``--own`` leaves the peers out.
 
 Plain and measured steps alternate in one process, on copies of one model; the ratio is that of the
 medians of their CPU times. Peers take part where they are installed: BackPACK and Opacus form every
@@ -11,7 +14,7 @@ import argparse
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import nn
@@ -153,6 +156,14 @@ METHODS: dict[str, Callable[..., Step]] = {
 }
 
 
+OWN = ("every step", "every tenth")
+# (model, batch size) -> the most that a measured step may cost, every step and every tenth.
+GOALS = {("MLP", 128): (1.3, 1.05), ("transformer", 128): (1.3, 1.05)} | {
+    ("MLP", 512): (1.15, 1.05),
+    ("transformer", 512): (1.15, 1.05),
+}
+
+
 def ratio(build: Callable[..., Step], model: Callable, b: int, rounds: int, steps: int) -> float:
     """Median over rounds of the measured steps' time over the plain steps'."""
     base, x, y = model(b)
@@ -172,12 +183,14 @@ def ratio(build: Callable[..., Step], model: Callable, b: int, rounds: int, step
     return statistics.median(found)
 
 
-def rows(sizes: list[int], rounds: int) -> Iterator[tuple[str, int, dict[str, str]]]:
+def rows(
+    sizes: list[int], rounds: int, methods: Collection[str]
+) -> Iterator[tuple[str, int, dict[str, str]]]:
     for name, model in MODELS.items():
         for b in sizes:
             found = {}
-            for method, build in METHODS.items():
-                mine = method.startswith("every")
+            for method in methods:
+                mine, build = method in OWN, METHODS[method]
                 try:
                     value = ratio(build, model, b, rounds if mine else 3, 20 if mine else 2)
                     found[method] = f"{value:.3f}"
@@ -195,14 +208,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--own", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    print("model        B    " + "".join(f"{name:>22}" for name in METHODS))
-    for name, b, found in rows(options.sizes, options.rounds):
-        print(
-            f"{name:<12} {b:<4} " + "".join(f"{value:>22}" for value in found.values()), flush=True
-        )
+    methods = OWN if options.own else tuple(METHODS)
+    print("model        B    " + "".join(f"{name:>22}" for name in (*methods, "goals")))
+    for name, b, found in rows(options.sizes, options.rounds, methods):
+        goals = " ".join(f"{goal:g}" for goal in GOALS.get((name, b), ()))
+        cells = [*found.values(), goals or "-"]
+        print(f"{name:<12} {b:<4} " + "".join(f"{cell:>22}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

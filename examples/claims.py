@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from batchwell.estimate import Estimate, censored_mean
-from batchwell.training import LocalLoss, attach
+from batchwell.training import LocalLoss, attach, nearby_minimum
 from batchwell.training.predict import stationary_loss
 from batchwell.training.schedules import steps
 from batchwell.training.spectrum import NoiseSpectrum, noise_spectrum
@@ -261,17 +261,68 @@ def stationary(seeds: int = 4, updates: int = 6000) -> str:
     rows = []
     for rate, size in ((0.4, 4), (0.4, 16), (0.1, 4)):
         for sampling in ("with_replacement", "reshuffle"):
-            predicted = stationary_loss(spectrum, rate, size, sampling)
+            predicted = stationary_loss(spectrum, rate, size, sampling, leftover="dropped").value
             runs = (_excess(rate, size, sampling, seed, updates, lowest) for seed in range(seeds))
             came = mean(runs, "loss")
-            ratio = replace(
-                came,
-                value=came.value / predicted.value,
-                interval=(came.interval[0] / predicted.value, came.interval[1] / predicted.value),
-            )
-            texts = [f"{predicted.value:.3g}", shown(came), shown(ratio)]
+            chains = [
+                mean(_chain(kind, rate, size, sampling, 24 * seeds, updates)) for kind in CHAINS
+            ]
+            ratios = [shown(_over(value, predicted)) for value in (came, *chains)]
+            texts = [f"{predicted:.3g}", shown(came), *ratios]
             rows.append([f"{rate:g}", str(size), sampling.replace("_", " "), *texts])
-    return table(["η", "B", "sampling", "predicted", "came", "came / predicted"], rows)
+    head = ["η", "B", "sampling", "predicted", "came", "came / predicted", *CHAINS]
+    return table(head, rows)
+
+
+def _over(value: Estimate, base: float) -> Estimate:
+    low, high = (v / base for v in value.interval)
+    return replace(value, value=value.value / base, interval=(low, high))
+
+
+# What the prediction assumes, given up one after the other: chains of the same data.
+CHAINS = ("one curvature for all", "each its own curvature", "the loss itself")
+
+
+def _chain(kind: str, rate: float, size: int, sampling: str, runs: int, updates: int) -> np.ndarray:
+    """Mean excess loss of each of `runs` chains from the minimum, over all but the first third."""
+    local, rows = _at_the_minimum(), _components()
+    x, n = local.x, len(rows)
+    signed = np.column_stack([rows.inputs.numpy(), np.ones(n)]) * rows.targets.numpy()[:, None]
+    chance = 1 / (1 + np.exp(signed @ x))
+    gradients, bend = STRONG * x - signed * chance[:, None], chance * (1 - chance)
+    hessian = (signed * bend[:, None]).T @ signed / n + STRONG * np.eye(len(x))
+
+    def slope(offset: np.ndarray, batch: np.ndarray) -> np.ndarray:
+        if kind == CHAINS[0]:
+            return gradients[batch].mean(1) + offset @ hessian
+        part = signed[batch]
+        along = np.einsum("rbd,rd->rb", part, offset if kind == CHAINS[1] else x + offset)
+        if kind == CHAINS[1]:
+            moved = np.einsum("rb,rbd->rd", along * bend[batch], part) / size
+            return gradients[batch].mean(1) + moved + STRONG * offset
+        pulls = np.einsum("rb,rbd->rd", 1 / (1 + np.exp(along)), part) / size
+        return STRONG * (x + offset) - pulls
+
+    def excess(offset: np.ndarray) -> np.ndarray:
+        if kind != CHAINS[2]:
+            return 0.5 * np.einsum("ri,ij,rj->r", offset, hessian, offset)
+        there = x + offset
+        return np.logaddexp(0, -there @ signed.T).mean(1) + STRONG / 2 * (there**2).sum(1)
+
+    offset, total = np.zeros((runs, len(x))), np.zeros(runs)
+    random = np.random.default_rng([CHAINS.index(kind), size, round(1000 * rate)])
+    base = float(excess(offset[:1])[0])
+    length = n // size
+    epochs = max(3, updates // length)
+    for epoch in range(epochs):
+        order = random.permuted(np.tile(np.arange(n), (runs, 1)), axis=1)
+        if sampling == "with_replacement":
+            order = random.integers(n, size=(runs, n))
+        for k in range(length):
+            if epoch >= epochs // 3:
+                total += excess(offset) - base
+            offset = offset - rate * slope(offset, order[:, k * size : (k + 1) * size])
+    return total / ((epochs - epochs // 3) * length)
 
 
 class Logistic(nn.Module):
@@ -304,20 +355,16 @@ def _objective(model: nn.Module, rows: Rows) -> torch.Tensor:
     return _each(model, (rows.inputs, rows.targets)).mean() + penalty
 
 
+def _at_the_minimum() -> LocalLoss:
+    rows = _components()
+    local = LocalLoss(Logistic(), _each, [(rows.inputs, rows.targets)], weight_decay=STRONG)
+    return nearby_minimum(local, tolerance=1e-10)
+
+
 def _measured_at_the_minimum() -> tuple[NoiseSpectrum, float]:
     """The measurement that predictions are made from, and the least loss."""
-    model, rows = Logistic(), _components()
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=500, tolerance_grad=1e-12)
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = _objective(model, rows)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    local = LocalLoss(model, _each, [(rows.inputs, rows.targets)], weight_decay=STRONG)
-    return noise_spectrum(local, top=6), _objective(model, rows).item()
+    local = _at_the_minimum()
+    return noise_spectrum(local, top=6), local.value()
 
 
 def _excess(rate: float, size: int, sampling: str, seed: int, updates: int, lowest: float) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -74,6 +74,21 @@ def breast_cancer(flip: float = 0.0) -> Data:
     """30 standardised measurements of tumours: 455 to train on."""
     x, y = load_breast_cancer(return_X_y=True)
     return _split((x - x.mean(0)) / x.std(0), y, flip, 2)
+
+
+def wine(flip: float = 0.0) -> Data:
+    """13 standardised measurements of wines of three makers: 142 to train on."""
+    x, y = load_wine(return_X_y=True)
+    return _split((x - x.mean(0)) / x.std(0), y, flip, 3)
+
+
+def teacher(flip: float = 0.0) -> Data:
+    """1500 Gaussian inputs of 20 features; labels drawn as a fixed network of tanh units says."""
+    random = np.random.default_rng(7)
+    x = random.normal(size=(1875, 20))
+    hidden = np.tanh(x @ random.normal(size=(20, 8)) / np.sqrt(20))
+    scores = 2.0 * hidden @ random.normal(size=(8, 5)) + random.gumbel(size=(1875, 5))
+    return _split(x, scores.argmax(1), flip, 5)
 
 
 def network(data: Data, seed: int, width: int = 32) -> nn.Module:

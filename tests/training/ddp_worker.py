@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
 from batchwell.errors import Divergence
+from batchwell.training.accumulate import AccumulationProbe
 from batchwell.training.loop import attach
 from batchwell.training.measure import Probe
 from batchwell.training.schedules import SCHEDULES
@@ -67,11 +69,48 @@ def follow(logdir: Path) -> dict[str, Any]:
     return {"sizes": sizes}
 
 
+EXAMPLES, MICRO, STEPS = 24, 3, 300
+
+
+def accumulated(rank: int, world: int, ragged: bool, data_size: int | None) -> dict[str, Any]:
+    """Every step's noise at fixed parameters, of random subsets shared out among the processes.
+
+    Two micro-batches a process, the first without all-reduce; if ragged, the last process's second
+    one is of a single example, and each loss weighs by its examples.
+    """
+    model = DistributedDataParallel(network(dropout=0.0))
+    probe = AccumulationProbe(
+        model, data_size=data_size, sampling="without_replacement", micro_batches="by_size"
+    )
+    data, generator = Indexed(EXAMPLES), torch.Generator().manual_seed(5)
+    rows = []
+    for _ in range(STEPS):
+        order = torch.randperm(EXAMPLES, generator=generator)
+        mine = order[2 * MICRO * rank : 2 * MICRO * (rank + 1)]
+        first, second = mine[:MICRO], mine[MICRO:]
+        if ragged and rank == world - 1:
+            second = second[:1]
+        count = len(first) + len(second)
+        for part in (first, second):
+            loss = mean_loss(model, (data.inputs[part], data.targets[part])) * len(part)
+            with model.no_sync() if part is first else nullcontext():
+                # Over the same number in all processes, as `attach` does.
+                (loss / MICRO).backward()
+        row = probe.step(loss / count, scale=count / MICRO)
+        rows.append((row.gradient_norm_squared, row.noise_trace, row.batch_size))
+        model.zero_grad()
+    probe.close()
+    return {"rows": rows}
+
+
 def main(rank: int, world: int, folder: Path) -> None:
     store = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     out = {knob: train(folder / knob, knob, -1) for knob in ("accumulation", "sampler")}
     out["noise"] = follow(folder / "noise")
+    out["even"] = accumulated(rank, world, False, EXAMPLES)
+    out["ragged"] = accumulated(rank, world, True, EXAMPLES)
+    out["stream"] = accumulated(rank, world, False, None)
     out["nan"] = train(folder / "nan", "accumulation", 2)
     (folder / f"out{rank}.json").write_text(json.dumps(out))
     dist.barrier()

@@ -1,8 +1,10 @@
 """Small models, data and loops that the tests of attaching share."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -12,7 +14,7 @@ EXAMPLES, FEATURES, CLASSES = 103, 6, 3
 
 
 class Indexed(Dataset):
-    """Data that say which they are, with noise from torch's generator on each access."""
+    """Data that say which they are, with noise from all usual generators on each access."""
 
     def __init__(self, examples: int = EXAMPLES, jitter: float = 0.0) -> None:
         generator = torch.Generator().manual_seed(3)
@@ -27,6 +29,8 @@ class Indexed(Dataset):
         inputs = self.inputs[k]
         if self.jitter:
             inputs = inputs + self.jitter * torch.randn(FEATURES)
+            inputs = inputs * random.uniform(0.9, 1.1)
+            inputs = inputs + self.jitter * np.random.normal()  # noqa: NPY002 - as augmentations do
         return inputs, self.targets[k], k
 
 

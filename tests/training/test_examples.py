@@ -51,8 +51,10 @@ def test_claim_runs(name: str, claims: Any, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(rows(claims.CLAIMS[name](**SMALL[name]))) >= 6
 
 
-def test_benchmark_runs(adaptive: Any) -> None:
-    text, outcomes = adaptive.run(seeds=2, epochs=1)
+@pytest.mark.parametrize("name", ["digits", "breast_cancer", "wine", "teacher"])
+def test_benchmark_runs(name: str, adaptive: Any) -> None:
+    assert set(adaptive.DATA) == {"digits", "breast_cancer", "wine", "teacher"}
+    text, outcomes = adaptive.run(name, seeds=2, examples=160)
     table = rows(text)
     assert len(table) == len(outcomes)
     assert sum("best by hand" in row[0] for row in table) == 1

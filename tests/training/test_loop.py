@@ -2,10 +2,12 @@
 
 import json
 import math
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -58,6 +60,15 @@ class Measured:
         return GradientNoise(sure, sure, sure, 16, 100, 9)
 
 
+def reseed(seed: int) -> None:
+    for generator in (torch.manual_seed, random.seed, np.random.seed):
+        generator(seed)
+
+
+def numpy_state() -> list[int]:
+    return np.random.get_state()[1].tolist()  # noqa: NPY002 - the generator that others use
+
+
 def attached(jitter: float = 0.0, schedule: Any = 16, workers: int = 0, **options: Any) -> Any:
     model = network()
     training = attach(
@@ -69,6 +80,7 @@ def attached(jitter: float = 0.0, schedule: Any = 16, workers: int = 0, **option
 @pytest.mark.parametrize("knob", ["accumulation", "sampler"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bit_identical_to_the_plain_loop(knob: str, workers: int) -> None:
+    reseed(0)
     model = network()
     opt = optimiser(model)
     plain = loader(16, jitter=0.1, num_workers=workers)
@@ -79,6 +91,7 @@ def test_bit_identical_to_the_plain_loop(knob: str, workers: int) -> None:
             opt.zero_grad()
     generator_after = torch.get_rng_state()
 
+    reseed(0)
     other, training = attached(0.1, 16, workers, knob=knob)
     run(training, other, EPOCHS)
     assert torch.equal(parameters(model), parameters(other))
@@ -150,18 +163,20 @@ def test_resume_amid_an_epoch_is_bit_identical(
     knob: str, workers: int, stop_at: int, tmp_path: Path
 ) -> None:
     plan = "0:16 150:48"
-    jitter = 0.0 if workers else 0.1  # workers' own generators begin anew
+    reseed(0)
+    jitter = 0.1 if knob == "accumulation" or not workers else 0.0  # its workers begin anew
     whole, training = attached(jitter, plan, workers, knob=knob)
     run(training, whole, EPOCHS)
-    generator_after = torch.get_rng_state()
+    after = torch.get_rng_state(), random.getstate(), numpy_state()
 
+    reseed(0)
     model, training = attached(jitter, plan, workers, knob=knob)
     run(training, model, EPOCHS, after=lambda t: t.course.updates == stop_at)
     saved = json.dumps(training.state_dict())
-    assert len(saved) < 40_000
+    assert len(saved) < 50_000
     weights, momentum = model.state_dict(), training.optimizer.state_dict()
 
-    torch.manual_seed(99)
+    reseed(99)
     again, training = attached(jitter, plan, workers, knob=knob)
     torch.rand(5)
     again.load_state_dict(weights)
@@ -169,7 +184,21 @@ def test_resume_amid_an_epoch_is_bit_identical(
     training.load_state_dict(json.loads(saved))
     run(training, again, EPOCHS)
     assert torch.equal(parameters(whole), parameters(again))
-    assert torch.equal(generator_after, torch.get_rng_state())
+    assert torch.equal(after[0], torch.get_rng_state())
+    assert after[1:] == (random.getstate(), numpy_state())
+
+
+@pytest.mark.parametrize("generator", [random.seed, np.random.seed])
+def test_a_generator_left_alone_would_show(generator: Any) -> None:
+    """Augmentations by Python's and NumPy's generators are part of what resuming must restore."""
+    ends = []
+    for seed in (0, 1):
+        reseed(0)
+        model, training = attached(0.1)
+        generator(seed)
+        run(training, model, 1)
+        ends.append(parameters(model))
+    assert not torch.equal(*ends)
 
 
 @pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])

@@ -3,6 +3,7 @@
 import json
 import math
 from functools import lru_cache
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from batchwell.training import (
     stationary_loss,
     temperature,
 )
+from batchwell.training.epochs import epoch_sizes, excess, gathered
 from batchwell.training.noise import SAMPLING_MODES
 
 D, N = 6, 24
@@ -121,6 +123,43 @@ def test_small_steps_forget_curvature_and_epochs_gain_two_orders() -> None:
     assert base == pytest.approx(eta / 4 / 4 * whole.noise_trace, rel=1e-4)
     ends = [stationary_loss(whole, e, 4, when="epoch_end").value for e in (1e-3, 2e-3)]
     assert ends[1] / ends[0] == pytest.approx(8, rel=0.02)
+
+
+@pytest.mark.parametrize("leftover", ["kept", "dropped"])
+@pytest.mark.parametrize(("n", "b"), [(5, 2), (6, 2), (5, 4), (4, 4)])
+def test_epochs_are_exact_to_the_last_permutation(n: int, b: int, leftover: str) -> None:
+    """Against the second moments of all n! orders of one-dimensional data, put through the chain."""
+    rng = np.random.default_rng(4)
+    z = rng.standard_normal(n)
+    z -= z.mean()
+    sizes = epoch_sizes(n, b, leftover)
+    cuts = np.cumsum(sizes).astype(int)
+    orders = np.array(list(permutations(range(n))))[:, : cuts[-1]]
+    noises = np.array([part.mean(1) for part in np.split(z[orders], cuts[:-1], axis=1)])
+    moments = noises @ noises.T / len(orders)
+    eta, curvature = 0.3, 0.7
+    growth, steps = 1 - eta * curvature, len(sizes)
+    weights = np.array([[growth ** (k - 1 - j) if j < k else 0.0 for j in range(steps)]
+                        for k in range(steps + 1)])  # fmt: skip
+    parts = eta**2 * np.einsum("ki,ij,kj->k", weights, moments, weights)
+    end = parts[-1] / (1 - growth ** (2 * steps))
+    average = np.mean([growth ** (2 * k) * end + parts[k] for k in range(steps)])
+    for when, variance in (("epoch_end", end), ("average", average)):
+        formula = excess(eta, curvature, sizes, n, when) * float(z @ z / n)
+        assert formula == pytest.approx(curvature / 2 * variance, rel=1e-10, abs=1e-18)
+    shrunk = 1.2 ** -np.arange(1.0, steps + 1)
+    sums = shrunk @ moments @ shrunk / (1 - 1.2 ** (-2 * steps))
+    assert gathered(0.2, sizes, n) * float(z @ z / n) == pytest.approx(sums, rel=1e-10, abs=1e-18)
+
+
+def test_examples_left_over_matter() -> None:
+    """24 = 4 x 5 + 4: dropped, the epochs' noises no longer sum to zero; kept, the last is larger."""
+    whole = noise_spectrum(quadratic(BOWL), top=D)
+    kept, dropped = (
+        stationary_loss(whole, 0.01, 5, when="epoch_end", leftover=how).value
+        for how in ("kept", "dropped")
+    )
+    assert dropped > 1.2 * kept
 
 
 def test_before_it_is_settled_the_excess_is_smaller() -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, final
+from typing import Any, Unpack, final
 
-from ..errors import Divergence, RunError, finite, require, whole
+from ..errors import Divergence, require
 from ._torch import torch
-from .checks import check_loss, check_modes
+from .checks import check_modes
 from .noise import StepNoise, noise_factor, solve_step, weight_factor
-from .steps import WINDOW, StepProbe, gradients, norm_squared, over_processes, processes, strided
+from .steps import Options, StepProbe, gradients, norm_squared, strided
 from .watch import examples_in
 
 Tensor = Any
@@ -36,8 +36,10 @@ class _Micro:
 class AccumulationProbe(StepProbe):
     """Measures the gradient noise from micro-batches, or from the processes of DDP.
 
-    Parameters are those of `Probe`; each step needs at least two micro-batches, over all
-    processes. The estimators are `from_accumulated`'s.
+    Under ``DistributedDataParallel`` each process's gradient is looked at before the all-reduce, and
+    compared with what comes back of it; one number travels besides. Options are those that
+    `Probe` shares with it (all but ``examples`` and ``weight_decay``); each step needs at least two
+    micro-batches, over all processes. The estimators are `from_accumulated`'s.
 
     Raises
     ------
@@ -62,30 +64,8 @@ class AccumulationProbe(StepProbe):
 
     method = "norms of micro-batches' gradients"
 
-    def __init__(
-        self,
-        model: Module,
-        *,
-        data_size: int | None = None,
-        sampling: str = "reshuffle",
-        reduction: str = "mean",
-        micro_batches: str | None = None,
-        every: int = 1,
-        window: int = WINDOW,
-        dropout: str = "refuse",
-        batch_dim: int = 0,
-    ) -> None:
-        super().__init__(
-            model,
-            data_size=data_size,
-            sampling=sampling,
-            reduction=reduction,
-            micro_batches=micro_batches,
-            every=every,
-            window=window,
-            dropout=dropout,
-        )
-        self.batch_dim = whole("batch_dim", batch_dim, 0)
+    def __init__(self, model: Module, **options: Unpack[Options]) -> None:
+        super().__init__(model, options)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._micro: list[_Micro] = []
         self._handles = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
@@ -104,40 +84,31 @@ class AccumulationProbe(StepProbe):
             with torch.no_grad():
                 self._micro[-1].norms.append(torch.linalg.vector_norm(strided(grad)))
 
-    def step(self, loss: Any, *, scale: float = 1.0) -> StepNoise | None:
-        """Close one step: see `StepProbe.step`."""
-        step, measured = self.steps, self.measuring
-        micro, self._micro = [m for m in self._micro if m.norms], []
-        self.steps += 1
-        check_loss(loss, step, sum(m.size for m in micro))
-        if not measured:
-            return None
-        if not micro:
-            raise RunError(f"step {step}: the model's forward was not called, or without gradients")
-        row = self._row(micro, step, finite("scale", scale))
-        if row is not None:
-            self._rows.append(row)
-        return row
+    def _take(self, measured: bool) -> list[_Micro]:
+        return [m for m in self._micro if m.norms]
 
-    def _row(self, micro: list[_Micro], step: int, scale: float) -> StepNoise | None:
-        sizes, world = [m.size for m in micro], processes(self.model)
-        weights = self._weights(sizes)
-        unit = sum(b * w for b, w in zip(sizes, weights, strict=True))  # 1, or B of a sum
-        pairs = list(zip(micro, weights, strict=True))
-        small = sum(m.size * m.norm_squared() / (m.size * w * scale) ** 2 for m, w in pairs)
-        factors = (noise_factor(b, self.data_size, self.sampling) for b in sizes)
-        small_factor = sum(b * c for b, c in zip(sizes, factors, strict=True))
-        squares = sum(b * (w / unit) ** 2 for b, w in zip(sizes, weights, strict=True))
-        local = [small, small_factor, squares, sum(sizes), len(sizes)]
-        small, small_factor, squares, size, count = over_processes(self.model, local)
+    def _row(self, passes: list[_Micro], loss: Any, step: int, scale: float) -> StepNoise:
+        sizes = [m.size for m in passes]
+        weights = [w * scale for w in self._weights(sizes)]
+        mean = [m.norm_squared() / (m.size * w) ** 2 for m, w in zip(passes, weights, strict=True)]
+        small = sum(b * v for b, v in zip(sizes, mean, strict=True))
+        factor = sum(b * noise_factor(b, self.data_size, self.sampling) for b in sizes)
+        shares = self._shares(sizes, weights, small, factor)
         require(
-            count >= 2, "micro-batches", round(count), "must be at least 2 in a step: use Probe"
+            shares.parts >= 2,
+            "micro-batches",
+            shares.parts,
+            "must be at least 2 in a step: use Probe",
         )
-        big = norm_squared([g for g, _ in gradients(self._parameters)]) / (unit * scale) ** 2
+        small, factor = (value / shares.size for value in shares.sums)
+        big = norm_squared([g for g, _ in gradients(self._parameters)]) / shares.unit**2
         if not (math.isfinite(big) and math.isfinite(small)):
-            raise Divergence(f"a gradient is not finite at step {step}, batch size {round(size)}")
-        big_factor = weight_factor(squares / world**2, self.data_size, self.sampling)
-        return solve_step(small / size, small_factor / size, big, big_factor, round(size))
+            raise Divergence(f"a gradient is not finite at step {step}, batch size {shares.size}")
+        big_factor = weight_factor(shares.squares, self.data_size, self.sampling)
+        return solve_step(small, factor, big, big_factor, shares.size)
+
+    def _next(self) -> None:
+        self._micro = []
 
     def _remove(self) -> None:
         for handle in self._handles:

@@ -8,11 +8,15 @@ the user's own sampler and give the same random numbers to it as the plain loade
 from __future__ import annotations
 
 import base64
+import json
+import random
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..errors import InputError, require
 from ._torch import torch
@@ -75,48 +79,58 @@ def examples_in(data: Any) -> int:
     raise InputError("batch", type(data).__name__, "holds no tensor: its size is unknown")
 
 
-def pack_rng(generator: torch.Generator | None) -> str:
-    """State of torch's generator on the CPU, or of a given one, as text."""
-    state = torch.get_rng_state() if generator is None else generator.get_state()
-    return base64.b64encode(zlib.compress(state.numpy().tobytes())).decode()
+def _packed(raw: bytes) -> str:
+    return base64.b64encode(zlib.compress(raw)).decode()
 
 
-def unpack_rng(text: str, generator: torch.Generator | None) -> None:
-    """Set a generator to a packed state."""
-    state = torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(text))), dtype=torch.uint8)
-    if generator is None:
-        torch.set_rng_state(state)
-    else:
-        generator.set_state(state)
+def _unpacked(text: str) -> bytearray:
+    return bytearray(zlib.decompress(base64.b64decode(text)))
 
 
 class Randomness:
-    """All the generators that an epoch draws from: torch's own, the loader's, the sampler's."""
+    """All the generators that an epoch draws from.
+
+    Torch's own, the loader's and the sampler's, and those of Python and NumPy, which augmentations use.
+    """
 
     def __init__(self, loader: Any) -> None:
         sampler = getattr(loader, "sampler", None)
         found = [getattr(loader, "generator", None), getattr(sampler, "generator", None)]
         named = [item for item in found if isinstance(item, torch.Generator)]
         unique = named[:1] if len(named) == 2 and named[0] is named[1] else named
-        self._generators: list[torch.Generator | None] = [None, *unique]
+        self._generators: list[torch.Generator] = [torch.default_generator, *unique]
 
-    def read(self) -> list[str]:
-        """Packed states."""
-        states = [pack_rng(generator) for generator in self._generators]
+    def read(self) -> dict[str, Any]:
+        """States, packed and JSON-safe."""
+        states = [generator.get_state() for generator in self._generators]
         if torch.cuda.is_available() and torch.cuda.is_initialized():
-            cuda = [torch.cuda.get_rng_state(k) for k in range(torch.cuda.device_count())]
-            states += [base64.b64encode(s.numpy().tobytes()).decode() for s in cuda]
-        return states
+            states += [torch.cuda.get_rng_state(k) for k in range(torch.cuda.device_count())]
+        numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 - the one that others use
+        others = {"python": random.getstate(), "numpy": _plain(numpy_state)}
+        return {
+            "torch": [_packed(state.numpy().tobytes()) for state in states],
+            **{name: _packed(json.dumps(state).encode()) for name, state in others.items()},
+        }
 
-    def write(self, states: Sequence[str]) -> None:
+    def write(self, states: Mapping[str, Any]) -> None:
         """Set all generators."""
+        known = [torch.frombuffer(_unpacked(s), dtype=torch.uint8) for s in states["torch"]]
         count = len(self._generators)
-        require(len(states) >= count, "state", len(states), f"needs {count} generators' states")
-        for text, generator in zip(states, self._generators, strict=False):
-            unpack_rng(text, generator)
-        for device, text in enumerate(states[count:]):
-            raw = bytearray(base64.b64decode(text))
-            torch.cuda.set_rng_state(torch.frombuffer(raw, dtype=torch.uint8), device)
+        require(len(known) >= count, "state", len(known), f"needs {count} generators' states")
+        for state, generator in zip(known, self._generators, strict=False):
+            generator.set_state(state)
+        for device, state in enumerate(known[count:]):
+            torch.cuda.set_rng_state(state, device)
+        version, words, gauss = json.loads(_unpacked(states["python"]))
+        random.setstate((version, tuple(words), gauss))
+        np.random.set_state(json.loads(_unpacked(states["numpy"])))  # noqa: NPY002
+
+
+def _plain(state: Any) -> Any:
+    """NumPy's state without arrays."""
+    if isinstance(state, dict):
+        return {key: _plain(value) for key, value in state.items()}
+    return state.tolist() if isinstance(state, np.ndarray | np.generic) else state
 
 
 class _Drawn(NamedTuple):
@@ -141,11 +155,14 @@ class Batches:
         self.loader = loader
         self.epoch = self.position = 0
         self._randomness = Randomness(loader)
-        self._opened: list[str] | None = None  # generators as the epoch's order was drawn
-        self._now: list[str] | None = None  # generators as the state to go on from was saved
+        self._begun: dict[str, Any] | None = None  # generators as workers were given their seed
+        self._opened: dict[str, Any] | None = None  # generators as the epoch's order was drawn
+        self._now: dict[str, Any] | None = None  # generators as the state to go on from was saved
         self._items: Iterator[Any] | None = None
         self._flying: deque[_Drawn] = deque()
         self._copy = _copy_of(loader, self._index_batches()) if is_map_style(loader) else None
+        # Workers draw too: what they drew comes again by loading again what they had loaded.
+        self._replays = getattr(loader, "num_workers", 0) > 0 and not loader.persistent_workers
 
     def epoch_batches(self) -> Iterator[MicroBatch]:
         """The rest of the running epoch, or all of a new one."""
@@ -165,6 +182,7 @@ class Batches:
         return {
             "epoch": self.epoch,
             "position": self.position,
+            "begun": self._begun,
             "opened": self._opened,
             "now": self._randomness.read(),
         }
@@ -172,7 +190,7 @@ class Batches:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`; torch's generators are set."""
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
-        self._opened = state["opened"]
+        self._begun, self._opened = state["begun"], state["opened"]
         self._now = None if self._opened is None else state["now"]
         self._randomness.write(state["now"])
 
@@ -180,11 +198,27 @@ class Batches:
         """Batches from `position` on; when taken up amid an epoch, the order is drawn at once."""
         if self._copy is None:
             return self._deliver_as_they_are(self._ordered(self.loader))
+        if self._replays:
+            if self._now is not None:
+                return self._deliver(self._loaded_again())
+            self._begun = self._randomness.read()
         # The loader draws its seed, then the sampler draws its own: as without this class.
         batches = iter(self._copy)
         if self._now is not None and self._items is None:
             self._items = self._ordered(self._order())
         return self._deliver(batches)
+
+    def _loaded_again(self) -> Iterator[Any]:
+        """Workers begin the epoch anew, and what had been handed out before is left out."""
+        assert self._copy is not None
+        assert self._begun is not None
+        done, self.position, self._opened = self.position, 0, None
+        self._randomness.write(self._begun)
+        batches = iter(self._copy)
+        for _ in islice(batches, done):
+            self._flying.popleft()
+        self.position = done
+        return batches
 
     def _ordered(self, items: Any) -> Iterator[Any]:
         """Items from `position` on, in the order that was, or is now, drawn."""
@@ -250,6 +284,7 @@ class Resized(Batches):
             "use knob='accumulation'",
         )
         super().__init__(loader)
+        self._replays = False  # which worker loaded what is not known any more
         self._size, self._sizes_ahead = size, sizes_ahead
         self._planned: Iterator[int] = iter(())
         self._again: deque[Any] = deque()  # indices drawn before, at an old size

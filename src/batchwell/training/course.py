@@ -59,6 +59,16 @@ class Course:
         return int(self.state["batch_size"])
 
     @property
+    def folder(self) -> Path | None:
+        """Directory of the default log."""
+        return self.file.path.parent if self.file else None
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the schedule weighs the loss against the gradient: both then know the penalty."""
+        return {"loss", "noise"} <= self.schedule.needs
+
+    @property
     def learning_rate_factor(self) -> float:
         """Factor on the loop's learning rate for the update to come."""
         return learning_rate_factor(self.schedule, self.batch_size, self.examples)
@@ -87,15 +97,19 @@ class Course:
         learning_rate: float,
         momentum: float = 0.0,
         noise: GradientNoise | None = None,
+        penalty: float = 0.0,
     ) -> None:
-        """Count an update of `examples` examples made at mean `loss` and `learning_rate`."""
+        """Count an update of `examples` examples made at mean `loss` and `learning_rate`.
+
+        `penalty` is what weight decay adds to the loss that the schedule sees.
+        """
         before = self.batch_size
         self.examples += examples
         self.updates += 1
         self._loss_sum += loss * examples
         self._loss_examples += examples
         effective = learning_rate / (1.0 - momentum)
-        reading = Reading(self.examples, loss, noise, effective, examples)
+        reading = Reading(self.examples, loss + penalty, noise, effective, examples)
         self.state = update(self.schedule, self.state, reading)
         changed = self.batch_size != before
         due = self.updates % self.log_every == 0 or self.updates == 1 or changed

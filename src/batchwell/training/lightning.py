@@ -15,13 +15,11 @@ from ..errors import InputError, RunError, require
 from ._torch import torch
 from .batches import check_loader, examples_in
 from .course import Course
+from .follower import Follower
 from .log import Log
-from .noise import GradientNoise
 from .schedule import Schedule
-from .schedules import as_schedule
-from .states import check_fingerprint, fingerprint
 from .steps import StepProbe
-from .updates import OpenUpdate, data_size, learning_rate_of, limit, measured, scale_gradients
+from .updates import OpenUpdate, scale_gradients
 
 try:
     from lightning.pytorch import Callback
@@ -39,7 +37,7 @@ class LightningSchedule(Callback):
 
     Parameters
     ----------
-    schedule, logdir, log, log_every
+    schedule, logdir, log, log_every, keep_every
         As for `attach`. Batch sizes count examples over all processes.
     probe
         Module -> what measures the gradient noise, made with ``micro_batches="by_size"`` on the
@@ -60,20 +58,31 @@ class LightningSchedule(Callback):
         logdir: str | Path | None = None,
         log: Log | Iterable[Log] = (),
         log_every: int = 10,
+        keep_every: int = 100,
         probe: Callable[[Any], StepProbe] | None = None,
     ) -> None:
-        self.schedule = as_schedule(schedule)
-        self._make_probe = probe
-        self._probe: StepProbe | None = None
+        self._follower = Follower(
+            schedule,
+            logdir=logdir,
+            log=log,
+            log_every=log_every,
+            keep_every=keep_every,
+            probe=probe,
+        )
         self._loss: Any = None
-        self.course: Course | None = None
-        self._logdir, self._log_every = logdir, log_every
-        self._logs = [log] if callable(log) else list(log)
         self._saved: Mapping[str, Any] | None = None
         self._open: OpenUpdate | None = None
         self._examples = 0
-        self._rates: list[Any] | None = None
-        self._finished: tuple[int, float, float, float, GradientNoise | None] | None = None
+
+    @property
+    def course(self) -> Course | None:
+        """Clock and schedule, once training has started."""
+        return self._follower.course
+
+    @property
+    def last_good(self) -> dict[str, Any] | None:
+        """State from before a loss that was not finite: ``{"model", "optimizer", "training"}``."""
+        return self._follower.good.state
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what is trained and start, or go on from a checkpoint."""
@@ -82,31 +91,21 @@ class LightningSchedule(Callback):
         self._world = trainer.world_size
         micro = getattr(loader, "batch_size", None) or 1
         self._unit = micro * self._world
-        main = trainer.is_global_zero
-        self.course = Course(
-            limit(self.schedule, self._unit, data_size(loader)),
-            logdir=self._logdir if main else None,
-            logs=self._logs if main else (),
-            log_every=self._log_every,
+        self._follower.start(
+            pl_module,
+            loader,
+            unit=self._unit,
+            main=trainer.is_global_zero,
+            micro_batch=micro,
+            processes=self._world,
         )
-        self._model = fingerprint(pl_module)
-        self._probe = None if self._make_probe is None else self._make_probe(pl_module)
-        require(
-            self._probe is not None or "noise" not in self.schedule.needs,
-            "probe",
-            None,
-            f"must be given: schedule {self.schedule.name} follows the gradient noise",
-        )
-        facts = {"knob": "accumulation", "micro_batch": micro, "processes": self._world}
-        facts |= {"data_size": data_size(loader), "model": self._model}
-        self.course.event("started", schedule=self.course.schedule.describe(), **facts)
         if self._saved is not None:
-            check_fingerprint(self._saved["model"], pl_module)
-            self.course.load_state_dict(self._saved["course"])
-            if self._probe and self._saved.get("probe"):
-                self._probe.load_state_dict(self._saved["probe"])
+            self._follower.load_state_dict(self._saved, pl_module)
             self._saved = None
-        self._hook = trainer.optimizers[0].register_step_post_hook(self._restore_rates)
+        self._follower.keep(pl_module, trainer.optimizers[0])
+        self._hook = trainer.optimizers[0].register_step_post_hook(
+            lambda optimizer, *_: self._follower.restore_rates(optimizer)
+        )
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -138,51 +137,33 @@ class LightningSchedule(Callback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Average the gradients; stop at a loss that is not finite."""
-        assert self.course is not None
         assert self._open is not None
         total, loss = self._open.over_processes(self._world)
-        rate, momentum = learning_rate_of(optimizer)
-        factor = self.course.learning_rate_factor
-        kept = "the last good state is that of Lightning's last checkpoint"
-        self.course.check_loss(loss, rate * factor, kept)
-        noise = measured(self._probe, self._loss, self._open)
+        self._follower.before_update(
+            optimizer,
+            total,
+            loss,
+            last=self._loss,
+            scale=self._open.local / self._open.unit,
+            parts=self._open.micro_batches,
+        )
         self._loss = None
         scale_gradients(optimizer, self._open.unit * self._world / total)
-        self._finished = (total, loss, rate * factor, momentum, noise)
-        if factor != 1.0:
-            self._rates = [group["lr"] for group in optimizer.param_groups]
-            for group, before in zip(optimizer.param_groups, self._rates, strict=True):
-                group["lr"] = before * factor
 
-    def _restore_rates(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
-        if self._rates is not None:
-            for group, before in zip(optimizer.param_groups, self._rates, strict=True):
-                group["lr"] = before
-            self._rates = None
-
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Count the update, if there was one."""
-        assert self.course is not None
-        if self._finished is not None:
-            self.course.finish(*self._finished)
-            self._finished = self._open = None
+        if self._follower.finish(pl_module, trainer.optimizers[0]):
+            self._open = None
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Leave Lightning as it was, and close the log."""
         self._hook.remove()
-        if self._probe:
-            self._probe.close()
         trainer.accumulate_grad_batches = 1
-        if self.course is not None:
-            self.course.event("closed")
-            self.course.close()
+        self._follower.close()
 
     def state_dict(self) -> dict[str, Any]:
         """What Lightning's checkpoints keep."""
-        if self.course is None:
-            return dict(self._saved or {})
-        probe = self._probe.state_dict() if self._probe else None
-        return {"model": self._model, "course": self.course.state_dict(), "probe": probe}
+        return dict(self._saved or {}) if self.course is None else self._follower.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until training starts, when the model is known."""

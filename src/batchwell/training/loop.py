@@ -23,11 +23,12 @@ from ..estimate import Estimate
 from ._torch import torch
 from .batches import Batches, Resized, check_loader
 from .course import Course
+from .forecast import Forecast
 from .log import Log
 from .measure import Probe
 from .schedule import Reading, Schedule, update
 from .schedules import as_schedule
-from .states import check_fingerprint, clone, fingerprint, save_atomic
+from .states import LastGood, check_fingerprint, fingerprint
 from .steps import StepProbe
 from .updates import (
     OpenUpdate,
@@ -35,13 +36,14 @@ from .updates import (
     learning_rate_of,
     limit,
     measured,
+    penalty,
     processes,
     scale_gradients,
     scaled_step,
+    weight_decay_of,
 )
 
 KNOBS = ("accumulation", "sampler")
-LAST_GOOD = "last_good.pt"
 
 
 class Training:
@@ -53,8 +55,6 @@ class Training:
     ----------
     course
         Clock and schedule: `examples`, `updates`, `batch_size`.
-    last_good
-        State from before a loss that was not finite: ``{"model", "optimizer", "training"}``.
     """
 
     def __init__(
@@ -62,11 +62,16 @@ class Training:
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.course = course
-        self.last_good: dict[str, Any] | None = None
         self._batches, self._loop = batches, loop
-        self._pending: dict[str, Any] | None = None
+        self._forecast: Forecast | None = None
+        self._good, self._started_at = LastGood(loop.keep_every), 0
         self._open: OpenUpdate | None = None
         self._current: tuple[int, bool] | None = None
+
+    @property
+    def last_good(self) -> dict[str, Any] | None:
+        """The state that a loss which is not finite leaves; see `restore_last_good`."""
+        return self._good.state
 
     @property
     def epoch(self) -> int:
@@ -83,7 +88,7 @@ class Training:
 
     def __iter__(self) -> Iterator[Any]:
         """Batches of an epoch: of the rest of it after `load_state_dict`."""
-        if self._pending is None and self.last_good is None:
+        if self.course.updates == self._started_at:
             self._keep()
         for batch in self._batches.epoch_batches():
             done = self._open.local if self._open else 0
@@ -125,44 +130,30 @@ class Training:
         factor = self.course.learning_rate_factor
         if not math.isfinite(loss):
             self._stop(loss, rate * factor)
-        if self._pending is not None:
-            self.last_good, self._pending = self._pending, None
-        noise = measured(self._loop.probe, last_loss, opened)
+        self._good.confirm()
+        scale = opened.local / opened.unit
+        noise = measured(self._loop.probe, last_loss, scale, opened.micro_batches)
+        added = penalty(self.optimizer) if self.course.penalised else 0.0
         scale_gradients(self.optimizer, opened.unit * self._loop.world / total)
         if self._loop.before_update:
             self._loop.before_update()
         scaled_step(self.optimizer, factor)
         self.optimizer.zero_grad()
         self._open = None
-        self.course.finish(total, loss, rate * factor, momentum, noise)
-        every = self._loop.keep_every
-        if every and self.course.updates % every == 0:
+        self.course.finish(total, loss, rate * factor, momentum, noise, added)
+        if self._forecast is not None and self._forecast.look():
+            self._forecast = None
+        if self._good.due(self.course.updates):
             self._keep()
 
     def _stop(self, loss: float, rate: float) -> None:
         self.optimizer.zero_grad()
         self._open = None
-        self.course.check_loss(loss, rate, self._save_last_good())
+        kept = self._good.save(self.course.folder, "training.last_good")
+        self.course.check_loss(loss, rate, kept)
 
     def _keep(self) -> None:
-        """Copy the state; it counts as good once a loss at it was finite."""
-        if self._loop.keep_every:
-            self._pending = {
-                "model": clone(self.model.state_dict()),
-                "optimizer": clone(self.optimizer.state_dict()),
-                "training": json.dumps(self.state_dict()),
-            }
-
-    def _save_last_good(self) -> str:
-        if self.last_good is None:
-            return "no finite loss was seen, so no state is kept"
-        step = json.loads(self.last_good["training"])["course"]["updates"]
-        place = "training.last_good"
-        if self.course.file:
-            path = self.course.file.path.with_name(LAST_GOOD)
-            save_atomic(self.last_good, path)
-            place = str(path)
-        return f"the last good state, of step {step}, is kept in {place}"
+        self._good.keep(self.model, self.optimizer, self.state_dict)
 
     def restore_last_good(self) -> None:
         """Put model, optimiser and schedule back to the last good state.
@@ -182,6 +173,54 @@ class Training:
         """Log a measured number, such as ``"sharpness"``; the report shows it."""
         self.course.record(name, value)
 
+    def forecast(
+        self,
+        losses: Callable[[Any, Any], Any],
+        batches: Iterable[Any],
+        *,
+        updates: int = 1000,
+        sampling: str = "reshuffle",
+        barrier: float | None = None,
+        drop: float | None = None,
+    ) -> dict[str, Estimate]:
+        """Predict from the present parameters, and log what comes of it.
+
+        Best where training hovers. What comes is looked at over the next `updates` updates of this
+        batch size by itself; the report then shows one against the other. Resuming gives it up.
+
+        Parameters
+        ----------
+        losses, batches
+            As for `LocalLoss`: the loss of each example, and all the data; all are looked at
+            64 times.
+        sampling, barrier, drop
+            As for `predictions`. With momentum the learning rate is the effective one,
+            eta / (1 - momentum).
+
+        Raises
+        ------
+        InputError
+            The optimiser is not plain SGD, `updates` is below 64, or what `LocalLoss` refuses.
+
+        Examples
+        --------
+        After ``training = attach(...)`` and some epochs::
+
+            training.forecast(lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), loader)
+        """
+        self._forecast = Forecast(
+            self.model,
+            self.optimizer,
+            self.course,
+            losses,
+            batches,
+            updates=updates,
+            sampling=sampling,
+            barrier=barrier,
+            drop=drop,
+        )
+        return self._forecast.predicted
+
     def predict(self, name: str, value: Estimate | float) -> None:
         """Log a prediction; the report shows it against what `outcome` logs under this name."""
         self.course.record(f"predicted/{name}", value)
@@ -191,7 +230,7 @@ class Training:
         self.course.record(f"came/{name}", value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Small JSON-safe state: schedule, clock, place in the epoch, torch's generators.
+        """Small JSON-safe state: schedule, clock, place in the epoch, random generators.
 
         Save it beside the model's and the optimiser's own state.
 
@@ -214,7 +253,9 @@ class Training:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`, amid the epoch if it was saved there.
 
-        Torch's random generators are set to where they were.
+        The random generators of torch, Python and NumPy are set to where they were. Those of a
+        loader's workers come there by loading again what the epoch had loaded; with
+        ``knob="sampler"`` or persistent workers they begin anew.
 
         Raises
         ------
@@ -234,6 +275,7 @@ class Training:
         if self._loop.probe and state.get("probe"):
             self._loop.probe.load_state_dict(state["probe"])
         self._open = self._current = None
+        self._started_at, self._forecast = self.course.updates, None
 
     def close(self) -> None:
         """Take the probe off the model; sync and close the log."""
@@ -355,7 +397,8 @@ def attach(
     unit = world if resized else world * (getattr(loader, "batch_size", None) or 1)
     limited = limit(as_schedule(schedule), unit, examples)
     if probe is None and "noise" in limited.needs:
-        probe = Probe(model, data_size=examples, micro_batches="by_size")
+        decay = weight_decay_of(optimizer)
+        probe = Probe(model, data_size=examples, micro_batches="by_size", weight_decay=decay)
     loop = _Loop(
         knob, loader, world, backward, before_update, probe, whole("keep_every", keep_every, 0)
     )

@@ -8,21 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, final
+from typing import Any, Unpack, final
 
-from ..errors import Divergence, InputError, RunError, finite, whole
+from ..errors import Divergence, InputError, finite, whole
 from . import per_example
 from ._torch import torch
 from .checks import (
     check_forward,
-    check_loss,
     check_modes,
     check_reduction,
     generator_state,
     reduction_of,
 )
 from .noise import StepNoise, solve_step, weight_factor
-from .steps import WINDOW, StepProbe, gradients, norm_squared, over_processes, processes, strided
+from .steps import Options, StepProbe, gradients, norm_squared, processes, strided
 from .watch import Pass, Watch
 
 Tensor = Any
@@ -94,30 +93,14 @@ class Probe(StepProbe):
         self,
         model: Module,
         *,
-        data_size: int | None = None,
-        sampling: str = "reshuffle",
-        reduction: str = "mean",
-        micro_batches: str | None = None,
-        every: int = 1,
-        window: int = WINDOW,
         examples: int | None = EXAMPLES,
         weight_decay: float = 0.0,
-        dropout: str = "refuse",
-        batch_dim: int = 0,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            model,
-            data_size=data_size,
-            sampling=sampling,
-            reduction=reduction,
-            micro_batches=micro_batches,
-            every=every,
-            window=window,
-            dropout=dropout,
-        )
+        super().__init__(model, options)
         self.weight_decay = finite("weight_decay", weight_decay)
         count = None if examples is None else whole("examples", examples, 2)
-        self._watch = Watch(model, count, whole("batch_dim", batch_dim, 0))
+        self._watch = Watch(model, count, self.batch_dim)
         self._watch.before, self._watch.after = self._before_forward, self._after_forward
         self._generator_state: Tensor = None
         self._norms: list[tuple[Tensor, float]] = []
@@ -134,28 +117,6 @@ class Probe(StepProbe):
     def fallbacks(self) -> dict[str, str]:
         """Parameters whose gradients are run again for single examples, and why: these cost more."""
         return dict(self._watch.reasons)
-
-    def step(self, loss: Any, *, scale: float = 1.0) -> StepNoise | None:
-        """Close one step: see `StepProbe.step`."""
-        step, self.steps = self.steps, self.steps + 1
-        measured = self._watch.active
-        passes = self._take() if measured else []
-        size = sum(p.size for p in passes or ())
-        check_loss(loss, step, size)
-        row = None
-        if measured and passes == []:
-            raise RunError(
-                f"step {step}: the model's forward was not called, or not with gradients"
-            )
-        # One example alone, the rest of an epoch, says nothing on noise.
-        if measured and passes and (size > 1 or processes(self.model) > 1):
-            if passes[0].trial and isinstance(loss, torch.Tensor):
-                check_reduction(self.reduction, reduction_of(loss, passes[-1].output_nodes))
-            if not passes[0].trial or self._verify(passes):
-                row = self._row(passes, step, finite("scale", scale))
-                self._rows.append(row)
-        self._next()
-        return row
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-safe state: the step count, the window, and what was found out on the first batch."""
@@ -196,32 +157,40 @@ class Probe(StepProbe):
         if self._watch.trial:
             check_forward(self.model, self._generator_state, self.dropout)
 
-    def _take(self) -> list[Pass] | None:
+    def _take(self, measured: bool) -> list[Pass] | None:
+        if not measured:
+            return []
         try:
             return self._watch.take()
         except ValueError as error:
             raise InputError("model", type(self.model).__name__, str(error)) from None
 
-    def _row(self, passes: list[Pass], step: int, scale: float) -> StepNoise:
+    def _row(self, passes: list[Pass], loss: Any, step: int, scale: float) -> StepNoise | None:
         sizes = [p.size for p in passes]
-        weights = self._weights(sizes)
+        # One example alone, the rest of an epoch, says nothing on noise.
+        if sum(sizes) == 1 and processes(self.model) == 1:
+            return None
+        if passes[0].trial:
+            if isinstance(loss, torch.Tensor):
+                check_reduction(self.reduction, reduction_of(loss, passes[-1].output_nodes))
+            if not self._verify(passes):
+                return None
+        weights = [w * scale for w in self._weights(sizes)]
         raw = [p.norms_squared() for p in passes]
-        self._norms = [(r, (w * scale) ** 2) for r, w in zip(raw, weights, strict=True)]
+        self._norms = [(r, w**2) for r, w in zip(raw, weights, strict=True)]
         small = sum(b * float(r.mean()) / u for b, (r, u) in zip(sizes, self._norms, strict=True))
-        squares = sum(b * w * w for b, w in zip(sizes, weights, strict=True))
-        unit = sum(b * w for b, w in zip(sizes, weights, strict=True))  # 1, or B of a sum
-        sums = over_processes(self.model, [small, sum(sizes), squares / unit**2])
-        # DDP averages over processes with equal weights.
-        size, squares = round(sums[1]), sums[2] / processes(self.model) ** 2
+        shares = self._shares(sizes, weights, small)
+        small = shares.sums[0] / shares.size
         plain, penalised = (
-            v / (unit * scale) ** 2 for v in self._gradient_norms(self.weight_decay * unit * scale)
+            v / shares.unit**2 for v in self._gradient_norms(self.weight_decay * shares.unit)
         )
-        if not (math.isfinite(plain) and math.isfinite(sums[0])):
-            raise Divergence(f"a gradient is not finite at step {step}, batch size {size}")
-        factor = weight_factor(squares, self.data_size, self.sampling)
-        row = solve_step(sums[0] / sums[1], 1.0, plain, factor, size)
+        if not (math.isfinite(plain) and math.isfinite(small)):
+            raise Divergence(f"a gradient is not finite at step {step}, batch size {shares.size}")
+        factor = weight_factor(shares.squares, self.data_size, self.sampling)
+        row = solve_step(small, 1.0, plain, factor, shares.size)
         # A penalty moves every example's gradient alike: it is no noise.
-        return StepNoise(row.gradient_norm_squared + penalised - plain, row.noise_trace, size)
+        moved = row.gradient_norm_squared + penalised - plain
+        return StepNoise(moved, row.noise_trace, shares.size)
 
     def _gradient_norms(self, decay: float) -> tuple[float, float]:
         """|G|^2 and |G + decay x|^2 of the gradient that the optimiser will get."""

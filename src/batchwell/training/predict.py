@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import InputError, one_of, positive, require, whole
 from ..estimate import Estimate
+from .epochs import epoch_sizes, excess, gathered
 from .lanczos import Vector
 from .local import LocalLoss
 from .noise import SAMPLING_MODES, noise_factor
@@ -56,6 +57,7 @@ def stationary_loss(
     *,
     steps: int | None = None,
     when: str = "average",
+    leftover: str = "kept",
 ) -> Estimate:
     """Mean excess of F over the minimum while SGD hovers there.
 
@@ -69,6 +71,9 @@ def stationary_loss(
         directions need 1/(2 eta lambda) steps to settle. Not for "reshuffle".
     when
         For "reshuffle": "average" over an epoch's steps, or "epoch_end".
+    leftover
+        For "reshuffle", where the batch size does not divide the data: examples left over are
+        "kept" as a last, smaller batch, as a DataLoader does, or "dropped" (``drop_last=True``).
 
     Raises
     ------
@@ -78,23 +83,26 @@ def stationary_loss(
     References
     ----------
     Mandt, Hoffman & Blei, JMLR 18 (2017) 134, eq. (14), for small eta; for epochs, the covariance
-    of sampling without replacement, summed over the chain's steps.
+    of sampling without replacement, summed over the chain's steps: exact where all examples
+    have the same curvature. Where they have not, epochs hover higher than that, since a batch's curvature
+    and the noises of its epoch's earlier batches are correlated (Smith et al., arXiv:2101.12176).
     """
     eta, b = positive("learning_rate", learning_rate), whole("batch_size", batch_size)
     one_of("sampling", sampling, SAMPLING_MODES)
     one_of("when", when, ("average", "epoch_end"))
+    one_of("leftover", leftover, ("kept", "dropped"))
     limit = 2 / max(spectrum.lambda_max, 1e-300)
     require(eta < limit, "learning_rate", eta, f"must be below 2 / lambda_max = {limit:.6g}")
     factor = noise_factor(b, spectrum.n, sampling)
     notes = [LOCAL, *_stationarity(spectrum)]
     if sampling == "reshuffle":
         require(steps is None, "steps", steps, "is not offered for reshuffled epochs")
-        length = max(1, spectrum.n // b)
-        if spectrum.n % b:
-            notes.append(f"epochs of {length} full batches; the {spectrum.n % b} left over are not")
+        notes.append("epochs: and the same curvature for all examples; else they hover higher")
+        sizes = epoch_sizes(spectrum.n, b, leftover)
 
         def function(values: Vector) -> Vector:
-            return factor * _epoch(eta, values, length, when)
+            each = [excess(eta, float(v), sizes, spectrum.n, when) for v in values.ravel()]
+            return np.reshape(each, values.shape)
 
         how = f"chain of reshuffled epochs, {when.replace('_', ' ')}"
     else:
@@ -129,30 +137,6 @@ def _nearness(answer: Estimate, spectrum: NoiseSpectrum) -> Estimate:
             "not at a stationary point: the way down is not small against the excess predicted"
         )
     return answer
-
-
-def _epoch(eta: float, values: Vector, length: int, when: str) -> Vector:
-    """lambda/2 times the variance, per unit of batch noise, of epochs of `length` steps.
-
-    The noises e_j of an epoch have covariance 1 and -1/(length - 1), so that
-    Var(sum a_j e_j) = length Var(a) summed, length/(length-1) sum (a - mean a)^2.
-    """
-    if length == 1:
-        return np.zeros_like(values)
-    shape, flat = values.shape, values.ravel()
-    out = np.empty_like(flat)
-    for k, value in enumerate(flat):
-        growth = 1 - eta * value
-        powers = growth ** np.arange(length, dtype=np.float64)  # what a noise of j steps ago weighs
-        first, second = np.cumsum(powers), np.cumsum(powers**2)
-        parts = second - (first**2 - second) / (length - 1)  # after 1 ... length steps
-        parts[-1] = length / (length - 1) * float(((powers - powers.mean()) ** 2).sum())
-        ends = parts[-1] / -math.expm1(2 * length * math.log(abs(growth) or 1e-300))
-        if when == "average":  # over the epoch's beginning and all steps but its last
-            within = np.concatenate([[0.0], parts[:-1]])
-            ends = float(np.mean(powers**2 * ends + within))
-        out[k] = 0.5 * value * eta * eta * ends
-    return out.reshape(shape)
 
 
 def saddle_escape_steps(
@@ -202,8 +186,14 @@ def _escape(
 
     mu = -float(spectrum.values[k])
     growth, level = math.log1p(eta * mu), math.sqrt(2 * drop / mu)
-    kick = eta * math.sqrt(factor * float(spectrum.weights[k]))  # of one step
-    scale = kick * math.sqrt(_gathered(eta * mu, max(1, spectrum.n // b), sampling))
+    weight = eta * math.sqrt(float(spectrum.weights[k]))
+    kick = weight * math.sqrt(factor)  # of one step
+    if sampling == "reshuffle":
+        scale = weight * math.sqrt(
+            gathered(eta * mu, epoch_sizes(spectrum.n, b, "kept"), spectrum.n)
+        )
+    else:
+        scale = kick / math.sqrt(eta * mu * (2 + eta * mu))
     require(0 < scale < level, "drop", drop, "must be more than the noise alone brings about")
     offset = float(spectrum.slopes[k]) / mu / scale
     # E ln|N + m| = (ln 2 + E digamma(1/2 + J)) / 2 with J Poisson of mean m^2/2.
@@ -227,17 +217,6 @@ def _escape(
     )
     how = "growth of the chain along one direction"
     return Estimate(value, error, (value - 2 * error, value + 2 * error), "steps", how, 1, 0, notes)
-
-
-def _gathered(rate: float, length: int, sampling: str) -> float:
-    """Variance of the sum of noises, each shrunk by 1 + `rate` for every step that came before it."""
-    if sampling != "reshuffle":
-        return 1 / (rate * (2 + rate))
-    if length == 1:
-        return 0.0
-    powers = (1 + rate) ** -np.arange(1.0, length + 1)
-    epoch = length / (length - 1) * float(((powers - powers.mean()) ** 2).sum())
-    return epoch / -math.expm1(-2 * length * math.log1p(rate))
 
 
 def _overshoot(step: float, kick: float) -> float:

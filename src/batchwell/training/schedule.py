@@ -90,7 +90,8 @@ class Reading:
     examples
         Clock: examples consumed so far.
     loss
-        Mean loss of one example over the update just made.
+        Mean loss of one example over the update just made, with weight decay's penalty where
+        that is descended too.
     noise
         Measurement of the gradient noise, if there is a new one.
     learning_rate

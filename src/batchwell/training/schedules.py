@@ -8,6 +8,8 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from ..errors import finite, one_of, positive, require, whole
 from .schedule import Options, Reading, Rule, Schedule, State, examples_of
 
@@ -314,10 +316,136 @@ def _with_progress(state: State, mean: float, examples: int, size: int) -> State
     # After a growth the slope from before holds until there are as many means again.
     if len(means) < (2 if state["progress"] is None else _WINDOWS):
         return state
-    centre = sum(at for at, _ in means) / len(means)
-    spread = sum((at - centre) ** 2 for at, _ in means)
-    slope = sum((at - centre) * value for at, value in means) / spread
-    return {**state, "progress": -slope * size}
+    return {**state, "progress": -_slope(means)[0] * size}
+
+
+def annealed(
+    batch_size: int,
+    *,
+    total: int | str,
+    tolerance: float = 0.005,
+    window: float = 0.05,
+    **options: Any,
+) -> Schedule:
+    """Grown exponentially over the last examples, by as much as that is predicted to win.
+
+    Of the eta |grad F|^2 that an update wins, noise eats all but the net progress P. With u = eta / B,
+    slow progress, and directions of curvature lambda that hover, the course of u that ends
+    lowest is by Pontryagin's principle u ~ M(tau)^(-1/2), tau the time to go and
+    M(tau) = tr[H Sigma exp(-2 H tau)] the noise that will not be forgotten. It leaves its start where M has
+    fallen to 2 P B / eta^2: the last batch is q = sqrt((eta |grad F|^2 - P) / P) times the first, whatever
+    the spectrum. Of that the mean, tr(H Sigma) / tr Sigma, is known alone. The exponential
+    distribution, which has the greatest entropy of those with this mean, makes M ~ (1 + 2 lambda tau)^-2: the
+    batch grows as exp(examples / (q m)), m = eta tr Sigma / (4 (eta |grad F|^2 - P)), about a quarter
+    of the noise scale, and noise holds up the loss by (1 + ln q) / q of the eta tr Sigma / (4 B) before.
+
+    Parameters
+    ----------
+    total
+        Examples of the whole training.
+    tolerance
+        Share of the loss that may be given up, by this prediction, for fewer updates: q is
+        raised, and the growth begins sooner. With 0 the loss alone counts.
+    window
+        Share of `total` over which the loss is averaged, at least 10 updates. P is the slope of the
+        later half of these means; what is less than its standard error is taken for that.
+    """
+    first, end = whole("batch_size", batch_size), whole("total", examples_of("total", total))
+    share = positive("window", window)
+    require(share < 1, "window", window, "must be a share below 1")
+    spare = finite("tolerance", tolerance)
+    require(0 <= spare < 1, "tolerance", tolerance, "must be a share below 1")
+
+    def rule(state: State, reading: Reading, size: int) -> tuple[State, float]:
+        left = end - reading.examples
+        if state["begun"]:
+            ratio, length = state["plan"]
+            return state, first * ratio * math.exp(-max(left, 0) / length)
+        mean, state = _window_mean(
+            _with_noise(state, reading), reading, max(share * end, 10 * size)
+        )
+        if mean is not None and reading.learning_rate is not None and (noise := _mean_noise(state)):
+            row = [reading.examples, mean, *noise]
+            state = {**state, "rows": [*state["rows"], row], "noise": [], "readings": 0}
+            plan = _anneal(state["rows"], reading.learning_rate, first, left, spare)
+            state = {**state, "plan": plan}
+        if state["plan"] is None:
+            return state, size
+        ratio, length = state["plan"]
+        return {**state, "begun": left <= length * math.log(ratio)}, size
+
+    settings = {"batch_size": first, "total": end, "tolerance": spare, "window": share}
+    start = {**_EMPTY_WINDOW, "noise": [], "readings": 0, "rows": [], "plan": None, "begun": False}
+    return _measured("annealed", settings, _options(options), {"loss", "noise"}, start, rule)
+
+
+def _with_noise(state: State, reading: Reading) -> State:
+    """The state with a reading's |grad F|^2 and tr Sigma added to its window's."""
+    if reading.noise is None:
+        return state
+    found = [reading.noise.gradient_norm_squared.value, reading.noise.noise_trace.value]
+    if not all(map(math.isfinite, found)):
+        return state
+    sums = [a + b for a, b in zip(state["noise"] or [0.0, 0.0], found, strict=True)]
+    return {**state, "noise": sums, "readings": state["readings"] + 1}
+
+
+def _mean_noise(state: State) -> list[float]:
+    """That of this window; of the last one if there is no reading in this."""
+    if state["noise"]:
+        return [value / state["readings"] for value in state["noise"]]
+    return list(state["rows"][-1][2:]) if state["rows"] else []
+
+
+_LEAST_ROWS = 4  # that a slope and its error are taken from
+
+
+def _anneal(
+    rows: Sequence[Sequence[float]], eta: float, size: int, left: int, tolerance: float
+) -> list[float] | None:
+    """[q, q m] of `annealed` from windows (examples, loss, |grad F|^2, tr Sigma)."""
+    from scipy.special import lambertw
+
+    later = rows[-max(_LEAST_ROWS, -(-len(rows) // 2)) :]
+    if len(later) < _LEAST_ROWS or left <= 0:
+        return None
+    slope, error = _slope([row[:2] for row in later])
+    net = max(-slope, error) * size
+    square, trace = (sum(row[k] for row in later) / len(later) for k in (2, 3))
+    eaten = eta * square - net
+    if eaten <= net or trace <= 0:
+        return None
+    memory = eta * trace / (4 * eaten)
+    fits = math.exp(float(lambertw(left / memory).real))  # q m ln q is all that is left
+    if eaten <= net * fits**2:
+        spare = tolerance * abs(rows[-1][1]) * 4 * size / (eta * trace)
+        fits = min(fits, _thrifty(math.sqrt(eaten / net), spare))
+    return [fits, memory * fits]
+
+
+def _thrifty(best: float, spare: float) -> float:
+    """The q above `best` that costs `spare` of what noise held up: fewer updates for that."""
+    from scipy.optimize import brentq
+
+    def excess(log_q: float) -> float:
+        q = math.exp(log_q)
+        # Noise left, and progress foregone: h (1 + ln q) / q + (h / best^2) (q ln q - q), over h.
+        return (1 + log_q) / q + q * (log_q - 1) / best**2
+
+    low = math.log(best)
+    aim, high = excess(low) + spare, low + 1.0
+    while excess(high) < aim:
+        high += 1.0
+    return math.exp(brentq(lambda x: excess(x) - aim, low, high)) if spare > 0 else best
+
+
+def _slope(points: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Slope of a line through (x, y), and its standard error."""
+    x, y = np.array(points).T
+    x, y = x - x.mean(), y - y.mean()
+    slope = float(x @ y / (x @ x))
+    rest = y - slope * x
+    return slope, math.sqrt(rest @ rest / max(len(x) - 2, 1) / (x @ x))
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
@@ -329,6 +457,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "plateau": plateau,
     "noise_scale": noise_scale,
     "variance_to_progress": variance_to_progress,
+    "annealed": annealed,
 }
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, Self, TypedDict
 from weakref import WeakSet
 
-from ..errors import InputError, RunError, one_of, whole
+from ..errors import InputError, RunError, finite, one_of, whole
 from ._torch import torch
-from .checks import check_model
+from .checks import check_loss, check_model
 from .noise import SAMPLING_MODES, GradientNoise, StepNoise, combine
 
 Tensor = Any
@@ -19,38 +20,67 @@ WINDOW = 20
 _watched: WeakSet[Any] = WeakSet()
 
 
+class Options(TypedDict, total=False):
+    """What all probes may be given: see `Probe`."""
+
+    data_size: int | None
+    sampling: str
+    reduction: str
+    micro_batches: str | None
+    every: int
+    window: int
+    dropout: str
+    batch_dim: int
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What examples weigh in the gradient that the optimiser gets, over all processes.
+
+    Attributes
+    ----------
+    unit
+        Sum of the weights: 1 of a mean, B of a sum, times the scaler's factor.
+    squares
+        Sum of the squared weights, divided by unit^2: 1/B where all weigh the same.
+    size, parts
+        Examples, and passes that they came in.
+    sums
+        Whatever else was to be summed over the processes.
+    """
+
+    unit: float
+    squares: float
+    size: int
+    parts: int
+    sums: list[float]
+
+
 class StepProbe(ABC):
     """A probe on a model's training: closes steps, keeps the last `window` measured ones."""
 
     method: str  # of the estimates
 
-    def __init__(
-        self,
-        model: Module,
-        *,
-        data_size: int | None,
-        sampling: str,
-        reduction: str,
-        micro_batches: str | None,
-        every: int,
-        window: int,
-        dropout: str,
-    ) -> None:
+    def __init__(self, model: Module, options: Options) -> None:
+        for key in options:
+            one_of("option", key, Options.__annotations__)
+        size, micro = options.get("data_size"), options.get("micro_batches")
         self.model = model
-        self.data_size = None if data_size is None else whole("data_size", data_size, 2)
-        self.sampling = one_of("sampling", sampling, SAMPLING_MODES)
-        self.reduction = one_of("reduction", reduction, ("mean", "sum"))
-        if micro_batches is not None:
-            one_of("micro_batches", micro_batches, ("equal", "by_size"))
-        self.micro_batches = micro_batches
-        self.every, self.window = whole("every", every), whole("window", window)
-        self.dropout = dropout
-        self._modes = check_model(model, dropout=dropout)
+        self.data_size = None if size is None else whole("data_size", size, 2)
+        self.sampling = one_of("sampling", options.get("sampling", "reshuffle"), SAMPLING_MODES)
+        self.reduction = one_of("reduction", options.get("reduction", "mean"), ("mean", "sum"))
+        if micro is not None:
+            one_of("micro_batches", micro, ("equal", "by_size"))
+        self.micro_batches = micro
+        self.every = whole("every", options.get("every", 1))
+        self.window = whole("window", options.get("window", WINDOW))
+        self.batch_dim = whole("batch_dim", options.get("batch_dim", 0), 0)
+        self.dropout = options.get("dropout", "refuse")
+        self._modes = check_model(model, dropout=self.dropout)
         self._rows: deque[StepNoise] = deque(maxlen=self.window)
         self.steps = 0
         _claim(model)
 
-    @abstractmethod
     def step(self, loss: Any, *, scale: float = 1.0) -> StepNoise | None:
         """Close one step: call it after the last ``backward()``, before clipping and the optimiser.
 
@@ -66,6 +96,32 @@ class StepProbe(ABC):
         What this step says, unbiased but very noisy, or None where it is not measured. Ask `noise`
         for an answer with an interval.
         """
+        step, measured = self.steps, self.measuring
+        passes = self._take(measured)
+        self.steps += 1
+        check_loss(loss, step, sum(p.size for p in passes or ()))
+        if measured and passes == []:
+            raise RunError(f"step {step}: the model's forward was not called, or without gradients")
+        try:
+            factor = finite("scale", scale)
+            row = self._row(passes, loss, step, factor) if measured and passes else None
+        finally:
+            self._next()
+        if row is not None:
+            self._rows.append(row)
+        return row
+
+    @abstractmethod
+    def _take(self, measured: bool) -> list[Any] | None:
+        """The passes of this step, each with a `size`; None if they cannot be used."""
+
+    @abstractmethod
+    def _row(self, passes: list[Any], loss: Any, step: int, scale: float) -> StepNoise | None:
+        """What the passes say, if anything."""
+
+    @abstractmethod
+    def _next(self) -> None:
+        """Get ready for the next step."""
 
     @abstractmethod
     def _remove(self) -> None:
@@ -123,6 +179,18 @@ class StepProbe(ABC):
         if self.micro_batches == "by_size":
             return [1.0 / sum(sizes)] * len(sizes)
         return [1.0 / (len(sizes) * b) for b in sizes]
+
+    def _shares(self, sizes: list[int], weights: list[float], *more: float) -> Shares:
+        """What each example of each pass, with its weight in this process's gradient, comes to."""
+        local = [
+            sum(b * w for b, w in zip(sizes, weights, strict=True)),
+            sum(b * w * w for b, w in zip(sizes, weights, strict=True)),
+            sum(sizes),
+            len(sizes),
+        ]
+        world = processes(self.model)  # whose gradients DDP averages with equal weights
+        total, squares, size, parts, *sums = over_processes(self.model, [*local, *more])
+        return Shares(total / world, squares / total**2, round(size), round(parts), sums)
 
 
 def _claim(model: Module) -> None:

@@ -7,18 +7,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunError, require
+from ..errors import InputError, RunError, require
 from .batches import check_loader, examples_in
 from .course import Course
+from .follower import Follower
 from .log import Log
 from .schedule import Schedule
-from .schedules import as_schedule
-from .states import fingerprint
-from .updates import OpenUpdate, data_size, learning_rate_of, limit
+from .steps import StepProbe
+from .updates import OpenUpdate
 
 try:
     from transformers import TrainerCallback
@@ -28,25 +30,35 @@ except ModuleNotFoundError as error:
     raise RunError('transformers is not installed: pip install "batchwell[trainers]"') from None
 
 
+KEY = "batchwell"  # of this callback's state in the Trainer's
+
+
 class TransformersSchedule(TrainerCallback):
     """Sets ``gradient_accumulation_steps`` as training goes.
 
-    A new size begins where the Trainer's own count allows it: at the next update whose place in the
-    epoch is a multiple of the new number of accumulated batches, at the latest with the next
-    epoch. The Trainer's learning-rate schedule keeps its pace in examples: after an
-    update of twice the first size it moves two steps.
+    All sizes are multiples of the first, and a new one begins where the Trainer's own count allows
+    it: at the next update whose place in the epoch is a multiple of the new number of accumulated
+    batches, at the latest with the next epoch. The Trainer's learning-rate schedule keeps its pace
+    in examples: after an update of twice the first size it moves two steps. Checkpoints can be
+    resumed from: ``global_step`` counts there in updates of the first size, by which the Trainer
+    finds its place.
 
     Parameters
     ----------
-    schedule, logdir, log, log_every
-        As for `attach`; `schedule` must not shrink. Batch sizes count examples over all processes.
+    schedule, logdir, log, log_every, keep_every
+        As for `attach`. Batch sizes count examples over all processes.
+    probe
+        Model -> what measures the gradient noise:
+        ``lambda model: Probe(model, micro_batches="equal")``, or "by_size" for models whose forward
+        takes ``num_items_in_batch``. Gradients must not be clipped before it sees them.
 
     Raises
     ------
     InputError
         When training starts: ``gradient_accumulation_steps`` does not give the schedule's first
-        size, the schedule may shrink or needs the gradient noise, training goes on from a checkpoint (the Trainer finds its
-        place by counting updates of one size), or what `attach` refuses.
+        size, a size is no multiple of that, a probe under ``max_grad_norm`` or fp16, a schedule
+        that needs a probe without one, a checkpoint that was saved without this callback, or what
+        `attach` refuses.
     """
 
     def __init__(
@@ -56,36 +68,84 @@ class TransformersSchedule(TrainerCallback):
         logdir: str | Path | None = None,
         log: Log | Iterable[Log] = (),
         log_every: int = 10,
+        keep_every: int = 100,
+        probe: Callable[[Any], StepProbe] | None = None,
     ) -> None:
-        self.schedule = as_schedule(schedule)
-        self.course: Course | None = None
-        self._logdir, self._log_every = logdir, log_every
-        self._logs = [log] if callable(log) else list(log)
+        self._follower = Follower(
+            schedule,
+            logdir=logdir,
+            log=log,
+            log_every=log_every,
+            keep_every=keep_every,
+            probe=probe,
+        )
+        self._measures = probe is not None
         self._batches = 0  # of the epoch
+        self._resumed: int | None = None  # batches accumulated when the checkpoint was saved
         self._open: OpenUpdate | None = None
-        self._rates: list[Any] | None = None
+        self._shared = False  # losses are shares of the update's mean
+
+    @property
+    def course(self) -> Course | None:
+        """Clock and schedule, once training has started."""
+        return self._follower.course
+
+    @property
+    def last_good(self) -> dict[str, Any] | None:
+        """State from before a loss that was not finite: ``{"model", "optimizer", "training"}``."""
+        return self._follower.good.state
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Check what is trained and start."""
+        """Check what is trained and start, or go on from a checkpoint."""
         loader, model = parts["train_dataloader"], parts["model"]
         check_loader(loader)
         self._world = args.world_size
         self._unit = args.train_batch_size * self._world
-        limited = limit(self.schedule, self._unit, data_size(loader))
         self._first = args.gradient_accumulation_steps
-        _check(args, state, limited, self._unit)
-        main = args.process_index == 0
-        self.course = Course(
-            limited,
-            logdir=self._logdir if main else None,
-            logs=self._logs if main else (),
-            log_every=self._log_every,
+        _check(args, self._follower.schedule, self._unit, self._measures)
+        self._per_epoch = -(-len(loader) // self._first)  # the Trainer's count of updates
+        self._follower.start(
+            model,
+            loader,
+            unit=self._unit * self._first,
+            what="the schedule's first size, in which the Trainer counts its place",
+            main=args.process_index == 0,
+            micro_batch=args.train_batch_size,
+            processes=self._world,
         )
-        facts = {"knob": "accumulation", "micro_batch": args.train_batch_size}
-        facts |= {"processes": self._world, "data_size": data_size(loader)}
-        facts |= {"model": fingerprint(model)}
-        self.course.event("started", schedule=limited.describe(), **facts)
+        self._batches, self._epoch = 0, -1
+        if state.global_step:
+            self._go_on(args, state, model)
+        self._follower.keep(model, parts["optimizer"])
         self._hook = model.register_forward_hook(self._saw, with_kwargs=True)
+
+    def _go_on(self, args: Any, state: Any, model: Any) -> None:
+        saved = (state.stateful_callbacks or {}).get(KEY)
+        if saved is None:
+            raise InputError(
+                "resume_from_checkpoint",
+                state.global_step,
+                "was saved without this callback: train on without resume_from_checkpoint",
+            )
+        require(
+            args.max_steps <= 0,
+            "max_steps",
+            args.max_steps,
+            "counts updates of changing sizes: to go on from a checkpoint say num_train_epochs",
+        )
+        first = saved["first"]
+        require(
+            first == self._first,
+            "gradient_accumulation_steps",
+            self._first,
+            f"must be {first}, as it was when the checkpoint was saved",
+        )
+        self._follower.load_state_dict(saved["follower"], model)
+        # The Trainer's own reckoning, from the place that `on_save` wrote down.
+        epochs, done = divmod(state.global_step, self._per_epoch)
+        self._epoch = epochs - 1
+        if done and not args.ignore_data_skip:
+            self._batches, self._resumed = done * self._first, saved["accumulated"]
 
     def _saw(self, model: Any, inputs: Any, named: Any, output: Any) -> None:
         """Count a batch that is trained on, and its loss."""
@@ -95,12 +155,18 @@ class TransformersSchedule(TrainerCallback):
         examples = examples_in([*inputs, named])
         if self._open is None:
             self._open = OpenUpdate(examples)
-        self._open.add(examples, loss.detach())
+        self._shared = named.get("num_items_in_batch") is not None
+        self._loss = loss
+        self._open.add(examples, loss.detach() / examples if self._shared else loss.detach())
         self._batches += 1
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Any number of batches may be accumulated from here on."""
         assert self.course is not None
+        self._epoch += 1
+        if self._resumed is not None:
+            args.gradient_accumulation_steps, self._resumed = self._resumed, None
+            return
         self._batches = 0
         args.gradient_accumulation_steps = self.course.batch_size // self._unit
 
@@ -108,53 +174,63 @@ class TransformersSchedule(TrainerCallback):
         self, args: Any, state: Any, control: Any, optimizer: Any, **_: Any
     ) -> None:
         """Stop at a loss that is not finite; scale the learning rate."""
-        assert self.course is not None
         if self._open is None:
             raise RunError("the model's forward was not seen: call it as a module, with labels")
         total, loss = self._open.over_processes(self._world)
-        rate, momentum = learning_rate_of(optimizer)
-        factor = self.course.learning_rate_factor
-        kept = "the last good state is that of the Trainer's last checkpoint"
-        self.course.check_loss(loss, rate * factor, kept)
-        self._finished = (total, loss, rate * factor, momentum)
-        self._rates = [group["lr"] for group in optimizer.param_groups]
-        if factor != 1.0:
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr"] * factor
+        if self._shared:
+            loss *= total / self._world
+        parts = self._open.micro_batches
+        self._follower.before_update(
+            optimizer, total, loss, last=self._loss, scale=1.0, parts=parts
+        )
+        self._loss = None
 
     def on_optimizer_step(
         self, args: Any, state: Any, control: Any, optimizer: Any, **_: Any
     ) -> None:
         """Put the learning rates back."""
-        assert self._rates is not None
-        for group, before in zip(optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = before
+        self._follower.restore_rates(optimizer)
 
     def on_step_end(
-        self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any
+        self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **parts: Any
     ) -> None:
         """Count the update; begin the next size where the Trainer can."""
         assert self.course is not None
-        made = args.gradient_accumulation_steps
-        self.course.finish(*self._finished)
-        self._open = None
+        assert self._open is not None
+        made, self._open = self._open.micro_batches, None
+        self._follower.finish(parts["model"], parts["optimizer"])
         if lr_scheduler is not None and hasattr(lr_scheduler, "lr_lambdas"):
-            for _extra in range(made // self._first - 1):
+            for _extra in range(-(-made // self._first) - 1):
                 lr_scheduler.step()
         wanted = self.course.batch_size // self._unit
         if self._batches % wanted == 0:
             args.gradient_accumulation_steps = wanted
 
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Put the place, counted in updates of the first size, into the checkpoint."""
+        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / "trainer_state.json"
+        if not (state.is_world_process_zero and path.is_file()):
+            return
+        saved = json.loads(path.read_text())
+        done = -(-self._batches // self._first)
+        saved["global_step"] = self._epoch * self._per_epoch + done
+        saved["stateful_callbacks"][KEY] = {
+            "follower": self._follower.state_dict(),
+            "first": self._first,
+            "accumulated": args.gradient_accumulation_steps,
+        }
+        temporary = path.with_suffix(".part")
+        temporary.write_text(json.dumps(saved, indent=2))
+        os.replace(temporary, path)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Leave the Trainer as it was, and close the log."""
         self._hook.remove()
         args.gradient_accumulation_steps = self._first
-        if self.course is not None:
-            self.course.event("closed")
-            self.course.close()
+        self._follower.close()
 
 
-def _check(args: Any, state: Any, schedule: Schedule, unit: int) -> None:
+def _check(args: Any, schedule: Schedule, unit: int, measures: bool) -> None:
     first = round(schedule.first)
     require(
         args.gradient_accumulation_steps * unit == first,
@@ -163,21 +239,14 @@ def _check(args: Any, state: Any, schedule: Schedule, unit: int) -> None:
         f"must be {first // unit}, which gives the schedule's first size {first}",
     )
     require(
-        "noise" not in schedule.needs,
-        "schedule",
-        schedule.name,
-        "follows the gradient noise, which the Trainer clips before callbacks see it: use a planned "
-        "schedule, or plateau",
+        not measures or not args.max_grad_norm,
+        "max_grad_norm",
+        args.max_grad_norm,
+        "must be 0 with a probe: the Trainer clips gradients before callbacks see them",
     )
     require(
-        not schedule.options.may_shrink,
-        "may_shrink",
+        not (measures and args.fp16),
+        "fp16",
         True,
-        "must be False: the Trainer makes no more updates in an epoch than it planned at the start",
-    )
-    require(
-        state.global_step == 0,
-        "resume_from_checkpoint",
-        state.global_step,
-        "cannot be used with a schedule: the Trainer finds its place by counting equal updates",
+        "must be off with a probe, since gradients are still scaled then: use bf16",
     )

@@ -9,7 +9,7 @@ from ._torch import torch
 from .accumulate import AccumulationProbe
 from .noise import GradientNoise
 from .schedule import Schedule
-from .steps import StepProbe
+from .steps import StepProbe, norm_squared
 
 
 class OpenUpdate:
@@ -45,15 +45,17 @@ class OpenUpdate:
         return round(float(both[1])), float(both[0] / both[1])
 
 
-def measured(probe: StepProbe | None, loss: Any, opened: OpenUpdate) -> GradientNoise | None:
-    """The probe's answer, once in each of its windows; the gradients are not averaged yet."""
+def measured(
+    probe: StepProbe | None, loss: Any, scale: float, micro_batches: int
+) -> GradientNoise | None:
+    """The probe's answer, once in each of its windows; `scale` is that of `StepProbe.step`."""
     if probe is None:
         return None
     try:
-        probe.step(loss, scale=opened.local / opened.unit)
+        probe.step(loss, scale=scale)
     except InputError:
         # The rest of an epoch may be one micro-batch, which this probe has nothing to compare with.
-        if not (isinstance(probe, AccumulationProbe) and opened.micro_batches == 1):
+        if not (isinstance(probe, AccumulationProbe) and micro_batches == 1):
             raise
     return probe.noise() if probe.steps % (probe.every * probe.window) == 0 else None
 
@@ -76,6 +78,24 @@ def learning_rate_of(optimizer: Any) -> tuple[float, float]:
     """Learning rate and momentum of the first group of parameters."""
     group = optimizer.param_groups[0]
     return float(group["lr"]), float(group.get("momentum", 0.0))
+
+
+def weight_decay_of(optimizer: Any) -> float:
+    """The penalty's factor in what plain SGD descends; of others, or if groups differ, 0."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate's is a wrapper
+    if not isinstance(inner, torch.optim.SGD):
+        return 0.0
+    found = {float(group["weight_decay"]) for group in inner.param_groups}
+    return found.pop() if len(found) == 1 else 0.0
+
+
+def penalty(optimizer: Any) -> float:
+    """weight_decay |x|^2 / 2, which plain SGD descends besides the loss."""
+    decay = weight_decay_of(optimizer)
+    if decay == 0:
+        return 0.0
+    parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
+    return decay / 2 * norm_squared(parameters)
 
 
 def scale_gradients(optimizer: Any, factor: float) -> None:
@@ -106,8 +126,11 @@ def scaled_step(optimizer: Any, factor: float) -> None:
             group["lr"] = rate
 
 
-def limit(schedule: Schedule, unit: int, examples: int | None) -> Schedule:
-    """`schedule` under the loader's limits.
+LOADED = "the examples that the processes load at once"
+
+
+def limit(schedule: Schedule, unit: int, examples: int | None, what: str = LOADED) -> Schedule:
+    """`schedule` under the loader's limits; `what` says what `unit` is.
 
     Raises
     ------
@@ -119,7 +142,7 @@ def limit(schedule: Schedule, unit: int, examples: int | None) -> Schedule:
             size % unit == 0,
             "batch_size",
             size,
-            f"must be a multiple of {unit}, the examples that the processes load at once",
+            f"must be a multiple of {unit}, {what}",
         )
         require(
             examples is None or size <= examples,

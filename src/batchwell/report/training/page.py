@@ -331,7 +331,7 @@ def _predictions(log: Trained) -> Section:
     title = "Predictions and what came"
     rows = _compared(log)
     if not rows:
-        text = "Nothing was predicted: log it with training.predict and training.outcome."
+        text = "Nothing was predicted: call training.forecast(losses, data) where training hovers."
         return Section("predictions", title, absent=text)
     lines = tuple(
         (
