@@ -195,9 +195,11 @@ def _gather(
     return replace(
         base,
         minima=minimum_rows(plan, landscape),
+        notes=(*base.notes, *landscape.notes),
         search={
             "starts": landscape.starts,
             "undecided": landscape.undecided,
+            "runaways": len(landscape.runaways),
             "symmetry": landscape.symmetry.name,
             "cells": len(escapes) + len(finals),
         },

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..landscape import UNDECIDED, Landscape, Minimum, Saddle, Survey, letters, shapes
+from ..landscape import UNDECIDED, Landscape, Minimum, Runaway, Saddle, Survey, letters, shapes
 from ..landscape.quench import balls
 from ..loss import StochasticLoss
 from ..metastable import JumpCounts, Looks
@@ -30,6 +30,7 @@ def survey_arrays(found: Survey) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         "starts": np.array([m.starts for m in scape.minima]),
         "radii": scape.attractors.radii[own],
         "reached": np.array(reached),
+        "runaways": runaway_rows(scape),
         "saddle_x": _rows([s.x for s in saddles], scape.loss.dim),
         "saddle_loss": np.array([s.loss for s in saddles]),
         "saddle_eigenvalues": two,
@@ -42,6 +43,16 @@ def survey_arrays(found: Survey) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         "crossed": np.array([(*p, n) for p, n in pairs], dtype=int).reshape(-1, 3),
     }
     return arrays, {"methods": [s.method for s in saddles]}
+
+
+def runaway_rows(scape: Landscape) -> np.ndarray:
+    """Starts that run away, (k, 2): which, and how far they were followed."""
+    return np.array([(r.point, r.distance) for r in scape.runaways]).reshape(-1, 2)
+
+
+def read_runaways(rows: np.ndarray) -> tuple[Runaway, ...]:
+    """The inverse of `runaway_rows`."""
+    return tuple(Runaway(int(point), float(distance)) for point, distance in rows)
 
 
 def _rows(vectors: list[np.ndarray], dim: int) -> np.ndarray:
@@ -65,7 +76,8 @@ def read_survey(
         )
         for k in range(len(x))
     )
-    scape = Landscape(loss, symmetry, minima, known, np.arange(len(x)), arrays["reached"])
+    lost = read_runaways(arrays["runaways"])
+    scape = Landscape(loss, symmetry, minima, known, np.arange(len(x)), arrays["reached"], lost)
     saddles = tuple(
         Saddle(
             f"S{k + 1}",

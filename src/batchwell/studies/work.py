@@ -14,6 +14,7 @@ from ..landscape import Attractors, Landscape, Quench, find_minima, landscape_of
 from ..progress import Interrupted, Tracker, tracked
 from ..runs import RunDirectory
 from .cells import Arrays, Facts, Progress, run_escape, run_final, run_verdict
+from .landscape_store import read_runaways, runaway_rows
 from .plan import Plan
 
 MINIMA = "minima"
@@ -37,7 +38,8 @@ def minima(plan: Plan, run: RunDirectory, quiet: bool) -> Landscape:
         return found
     arrays, _ = run.read_chunk(MINIMA)
     known = Attractors(arrays["centers"], arrays["roots"], arrays["radii"])
-    return landscape_of(loss, symmetry, Quench(arrays["labels"], known))
+    lost = read_runaways(arrays["runaways"])
+    return landscape_of(loss, symmetry, Quench(arrays["labels"], known, lost))
 
 
 def _search_arrays(found: Landscape) -> Arrays:
@@ -47,6 +49,7 @@ def _search_arrays(found: Landscape) -> Arrays:
         "roots": known.roots,
         "radii": known.radii,
         "labels": found.labels,
+        "runaways": runaway_rows(found),
     }
 
 
