@@ -18,7 +18,8 @@ from batchwell.report.landscape import LandscapeResult, MeasuredRun, answer, pag
 from batchwell.report.landscape.pictures import graph_picture, tree_picture
 from batchwell.report.landscape.reading import quarters
 from batchwell.report.landscape.widget import network_data, script
-from batchwell.studies.landscape import cut, landscape_study, schedules_to_run, spread_over
+from batchwell.studies.landscape import landscape_study
+from batchwell.studies.network import cut, schedules_to_run, spread_over
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +172,7 @@ def test_a_finished_study_resumes_without_work_and_to_the_same_page(done):
 
 
 def test_what_was_interrupted_is_reported_and_resumed(tmp_path, monkeypatch):
-    from batchwell.studies import landscape as module
+    from batchwell.studies import network as module
 
     def stop(*args, **options):
         raise KeyboardInterrupt

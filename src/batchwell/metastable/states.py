@@ -26,6 +26,8 @@ class StateMap:
         Minima known now, in that copy.
     classes
         Index of each into the landscape's minima, or UNLISTED.
+    met
+        Attractors that points were found at since this was last cleared.
     """
 
     landscape: Landscape
@@ -33,6 +35,7 @@ class StateMap:
     attractors: Attractors = field(init=False)
     classes: np.ndarray = field(init=False)
     reference: np.ndarray = field(init=False, repr=False)
+    met: set[int] = field(init=False, default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
         self.attractors = no_attractors(self.landscape.loss.dim)
@@ -53,6 +56,7 @@ class StateMap:
         new = classify(fresh, scape.minima, scape.symmetry)
         self.attractors, self.classes = found.attractors, np.concatenate([self.classes, new])
         reached = found.labels != UNDECIDED
+        self.met.update(found.labels[reached].tolist())
         classes = np.full(len(points), NOWHERE)
         centers = np.full(points.shape, np.nan)
         if reached.any():
@@ -68,4 +72,4 @@ class StateMap:
     @property
     def unlisted(self) -> int:
         """How many minima were met that the landscape does not list."""
-        return int(np.sum(self.classes == UNLISTED))
+        return int(np.sum(self.classes[sorted(self.met)] == UNLISTED))

@@ -17,7 +17,7 @@ from ...landscape import (
     disconnectivity_tree,
 )
 from ...metastable import MarkovNetwork, Schedule, SchedulePlan, Stage, TransitionRates
-from ...metastable.network import laws_over
+from ...metastable.network import from_draws, laws_over
 from ...metastable.verify import WORTH
 
 QUARTER = 0.25
@@ -161,20 +161,14 @@ def cells(result: LandscapeResult) -> list[Cell]:
             drawn = run.predicted(network, members)[:, -1]
             found = run.measured(members)[-1]
             if max(drawn[0], found.value) >= WORTH:
-                predicted = _with_interval(drawn)
+                predicted = from_draws(float(drawn[0]), drawn[1:])
                 out.append(Cell(run.schedule.name, label, predicted, found))
     return out
-
-
-def _with_interval(drawn: np.ndarray) -> Estimate:
-    value, rest = float(drawn[0]), drawn[1:] if len(drawn) > 1 else drawn
-    low, high = (float(v) for v in np.percentile(rest, [2.5, 97.5]))
-    ends = (min(low, value), max(high, value))
-    return Estimate(value, float(np.std(rest)), ends, "1", "Markov network", len(rest))
 
 
 def set_share(
     network: MarkovNetwork, start: Sequence[float], stages: Sequence[Stage], members: np.ndarray
 ) -> Estimate:
     """Predicted share in `members` (m,) at the end of `stages`."""
-    return _with_interval(laws_over(network, start, stages)[-1][:, members].sum(axis=1))
+    drawn = laws_over(network, start, stages)[-1][:, members].sum(axis=1)
+    return from_draws(float(drawn[0]), drawn[1:])
