@@ -112,8 +112,8 @@ class Landscape:
         if flat:
             out.append(
                 f"From {flat} of {self.starts} starts no isolated minimum was reached: the loss "
-                "has flat directions, or falls ever more steeply, there (weight decay, or "
-                "`symmetry.fixing` what a continuous symmetry moves, would mend the former)."
+                "has flat directions, or falls ever more steeply, there (weight decay, "
+                "`symmetry.quotient` or `symmetry.fixing` would mend the former)."
             )
         return tuple(out)
 
@@ -171,8 +171,8 @@ def landscape_of(loss: StochasticLoss, symmetry: Symmetry, result: Quench) -> La
     if not reached:
         raise RunError(
             f"no isolated minimum was reached from {len(result.labels)} starts: the loss has flat "
-            "directions (add weight decay, or fix the parameters that a continuous symmetry moves), "
-            "or falls without lower bound"
+            "directions (add weight decay, or divide a continuous symmetry out: `symmetry.quotient`, "
+            "`symmetry.fixing`), or falls without lower bound"
         )
     groups = _group(result.attractors.centers, sorted(reached), symmetry)
     shapes = [_shape(loss)(result.attractors.centers[g[0]]) for g in groups]
@@ -266,8 +266,10 @@ def classify(points: np.ndarray, minima: tuple[Minimum, ...], symmetry: Symmetry
 
 @lru_cache(maxsize=32)
 def _shape(loss: StochasticLoss) -> Callable[[Any], dict[str, Any]]:
+    # Along an orbit of a symmetry that was divided out there is neither curvature nor noise.
+    loss, orbit = loss.free or loss, loss.orbit_dim
     if loss.dim > DENSE:
-        return lambda x: curvature_and_noise(loss, np.asarray(x))
+        return lambda x: curvature_and_noise(loss, np.asarray(x), orbit)
 
     def shape(x: Any) -> dict[str, Any]:
         hessian, noise = loss.hessian(x), loss.covariance(x)
@@ -276,7 +278,7 @@ def _shape(loss: StochasticLoss) -> Callable[[Any], dict[str, Any]]:
         return {
             "loss": loss.mean(x),
             "lambda_max": values[-1],
-            "lambda_min": values[0],
+            "lambda_min": values[orbit],
             "trace": jnp.trace(hessian),
             "noise_trace": jnp.trace(noise),
             "alignment": jnp.sum(hessian * noise) / jnp.where(size > 0, size, 1.0),
