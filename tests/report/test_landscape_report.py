@@ -16,7 +16,7 @@ from batchwell.metastable import Stage, known_network, occupation, optimal_sched
 from batchwell.report import document
 from batchwell.report.landscape import LandscapeResult, MeasuredRun, answer, page
 from batchwell.report.landscape.pictures import graph_picture, tree_picture
-from batchwell.report.landscape.reading import quarters
+from batchwell.report.landscape.reading import cells, quarters
 from batchwell.report.landscape.widget import network_data, script
 from batchwell.studies.landscape import landscape_study
 from batchwell.studies.network import cut, schedules_to_run, spread_over
@@ -133,6 +133,10 @@ def test_a_study_of_two_basins_from_end_to_end(done):
     assert {run.states.shape[1] for run in result.runs} == {96}
     assert all(abs(run.examples[-1] - 1000) <= 20 for run in result.runs)
     assert "Growing the batch" in done.answer
+    kept = json.loads((done.path / "estimates.json").read_text(encoding="utf-8"))
+    assert {tuple(p["between"]) for p in kept["passes"]} == {("A", "B")}
+    assert len(kept["final_shares"]) == len(cells(result))
+    assert all(0 <= c["measured"]["value"] <= 1 for c in kept["final_shares"])
     assert {1, 2} <= {run.schedule.batch_sizes[0] for run in result.runs}
 
 

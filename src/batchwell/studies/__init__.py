@@ -19,7 +19,7 @@ from ..errors import Divergence
 from ..landscape import Landscape
 from ..loss import StochasticLoss
 from ..report import answer, render
-from ..report.landscape import LandscapeResult, page
+from ..report.landscape import LandscapeResult, numbers, page
 from ..report.landscape import answer as answer_of_network
 from ..results import StudyResult
 from ..settings import StudySettings
@@ -162,8 +162,9 @@ def _carry_out(
         seconds = round(time.monotonic() - began, 1)
         notes = (*result.notes, *notes)
         result = replace(result, finished=finished, seconds=seconds, notes=notes)
-        run.write_text("estimates.json", json.dumps(result.to_dict(), indent=1))
         network = net if question is not None else None
+        rows = result.to_dict() | ({"network": numbers(network)} if network else {})
+        run.write_text("estimates.json", json.dumps(rows, indent=1))
         run.write_text("report.html", render(result, page(network) if network else None))
     return result, network
 

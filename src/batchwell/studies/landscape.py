@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from .. import runs
 from ..errors import positive, require, whole
 from ..loss import StochasticLoss
 from ..report import document
-from ..report.landscape import LandscapeResult, answer, page
+from ..report.landscape import LandscapeResult, answer, numbers, page
 from ..runs import RunDirectory
 from .network import FULL, Question, answers, middle_sizes, search
 from .plan import Plan, resolve, versions
@@ -164,5 +165,6 @@ def _carry_out(
             result = further
     finally:
         result = replace(result, seconds=round(time.monotonic() - began, 1))
+        run.write_text("estimates.json", json.dumps(numbers(result), indent=1))
         run.write_text("report.html", document.render(page(result)))
     return result

@@ -172,3 +172,49 @@ def set_share(
     """Predicted share in `members` (m,) at the end of `stages`."""
     drawn = laws_over(network, start, stages)[-1][:, members].sum(axis=1)
     return from_draws(float(drawn[0]), drawn[1:])
+
+
+def numbers(result: LandscapeResult) -> dict[str, Any]:
+    """Everything measured and predicted as JSON-safe rows: what ``estimates.json`` keeps."""
+    scape, rates, plan = result.landscape, result.rates, result.plan
+    minima = scape.minima if scape is not None else ()
+    names = {-1: None, -2: None} | {k: m.label for k, m in enumerate(minima)}
+    return {
+        "name": result.name,
+        "finished": result.finished,
+        "budget": result.budget,
+        "settings": {k: v for k, v in result.record.items() if k != "versions"},
+        "versions": dict(result.record.get("versions", {})),
+        "minima": [_fields(m, ("label", "loss", "lambda_max", "lambda_min", "trace",
+                               "noise_trace", "alignment", "starts")) for m in minima],
+        "notes": [*(scape.notes if scape is not None else ()),
+                  *(rates.notes if rates is not None else ())],
+        "passes": [
+            {"label": s.label, "between": [names[e] for e in s.ends], "loss": s.loss,
+             "negative_eigenvalue": float(s.eigenvalues[0])}
+            for s in result.saddles
+        ],
+        "stays": [
+            {**_fields(r, ("state", "batch_size", "exits")), "steps": r.time.to_dict(),
+             "by": [e.to_dict() for e in r.evidence]}
+            for r in (rates.escapes if rates is not None else ())
+        ],
+        "rates": [
+            {**_fields(r, ("source", "target", "batch_size", "jumps")), "rate": r.rate.to_dict()}
+            for r in (rates.edges if rates is not None else ())
+        ],
+        "schedules": [
+            {"name": s.name, "stages": [[p.batch_size, p.steps] for p in s.stages],
+             "predicted": s.score.to_dict()}
+            for s in ((plan.best, *plan.rivals) if plan is not None else ())
+        ],
+        "final_shares": [
+            {**_fields(c, ("schedule", "state")), "predicted": c.predicted.to_dict(),
+             "measured": c.measured.to_dict()}
+            for c in cells(result)
+        ],
+    }  # fmt: skip
+
+
+def _fields(row: Any, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in names}
