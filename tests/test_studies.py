@@ -16,7 +16,7 @@ from batchwell import runs
 from batchwell.errors import Divergence, InputError, RunError
 from batchwell.progress import Interrupted
 from batchwell.results import StudyResult
-from batchwell.studies import cells, work
+from batchwell.studies import cells, network, work
 
 SMALL = {
     "starts": 8,
@@ -272,3 +272,36 @@ def test_runs_without_a_name_get_places_of_their_own(
     assert [p.name for p in places] == ["double-well", "double-well-2"]
     again = bw.study("double-well", resume=True, **quick)
     assert again.path.name == "double-well-2"
+
+
+def test_a_study_can_ask_for_the_network_of_its_basins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = bw.study("tilted-well", tmp_path / "run", network=True, **SMALL)
+    assert out.network is not None
+    assert out.network.finished
+    assert [m.label for m in out.network.landscape.minima] == [m.label for m in out.result.minima]
+    text = out.report.read_text(encoding="utf-8")
+    for title in ("Disconnectivity tree", "Transition graph", "How large may the batch be, when?"):
+        assert title in text
+    assert 'id="explorer" hidden="hidden"' in text
+    assert "Growing the batch" in out.answer
+    rows = json.loads((out.path / "estimates.json").read_text())
+    assert StudyResult.from_dict(rows).escapes == out.result.escapes
+    (crossing,) = rows["network"]["passes"]
+    assert sorted(crossing["between"]) == ["A", "B"]
+    assert crossing["loss"] == pytest.approx(max(out.result.lines[0].loss), rel=1e-3)
+    assert {r["state"] for r in rows["network"]["stays"]} == {"A", "B", "elsewhere"}
+
+    # A network that cannot be finished takes nothing else with it.
+    def diverge(*args, **options):  # type: ignore[no-untyped-def]
+        raise Divergence("path 3 is not finite by step 7")
+
+    for chunk in (out.path / "chunks").glob("jumps-*"):
+        chunk.unlink()
+    monkeypatch.setattr(network, "count_jumps", diverge)
+    less = bw.study("tilted-well", out.path, network=True, resume=True, **SMALL)
+    assert less.result.finished
+    assert less.result.escapes == out.result.escapes
+    assert any("path 3 is not finite by step 7" in note for note in less.result.notes)
+    assert "path 3 is not finite by step 7" in less.report.read_text(encoding="utf-8")

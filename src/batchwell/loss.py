@@ -48,6 +48,9 @@ class StochasticLoss:
         F(x) without nodes, where there is such a form.
     closed_factor
         G(x), (d, noise_dim), of gradients ``grad F(x) + G(x) z``: those affine in their noise.
+    free, orbit_dim
+        The loss itself where this one holds it on a slice of a continuous symmetry
+        (`symmetry.quotient`), and the dimension of that symmetry's orbits.
     """
 
     function: LossFunction = field(repr=False)
@@ -59,6 +62,8 @@ class StochasticLoss:
     closed_mean: Callable[[Array], Array] | None = field(default=None, repr=False)
     closed_factor: Callable[[Array], Array] | None = field(default=None, repr=False)
     name: str = "loss"
+    free: StochasticLoss | None = field(default=None, repr=False)
+    orbit_dim: int = 0
 
     @property
     def n(self) -> int | None:

@@ -127,8 +127,8 @@ class StudyResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StudyResult:
-        """Inverse of `to_dict`."""
-        row = {k: v for k, v in data.items() if k != "format"}
+        """Inverse of `to_dict`; the rows of a network, which a study adds to them, are left out."""
+        row = {k: v for k, v in data.items() if k not in ("format", "network")}
         row["minima"] = tuple(_minimum(m) for m in row["minima"])
         row["escapes"] = tuple(_escape(e) for e in row["escapes"])
         row["finals"] = tuple(_final(f) for f in row["finals"])

@@ -64,6 +64,7 @@ class StudySettings(_Strict):
     examples: Count = 40_000
     final_paths: Annotated[int, Field(ge=2, strict=True)] = 64
     growing: list[Annotated[list[BatchSize], Field(min_length=2)]] | None = None
+    network: Annotated[bool, Field(strict=True)] = False
     workers: Count | None = None
 
     @model_validator(mode="after")
@@ -179,6 +180,9 @@ looks = 100              # checks per mean exit time whether a path has left its
 examples = 40000
 final_paths = 64
 growing = [[2, 8, 32]]
+
+# 4. The network of basins: passes between minima, rates of jumps, the best growth of the batch.
+network = false          # true costs about half a minute; `batchwell landscape` spends more on it
 
 [data]                   # one row per example
 file = "my_data.csv"     # .csv, .parquet or .npz

@@ -33,6 +33,7 @@ class Subject:
     loss: StochasticLoss = field(repr=False)
     symmetry: Symmetry = field(default=NONE, repr=False)
     start_scale: float = 1.0
+    tests: Mapping[str, StochasticLoss] = field(default_factory=dict, repr=False)
 
 
 def subject_of(settings: StudySettings, code: Path | None) -> tuple[Subject, StudySettings]:
@@ -54,7 +55,9 @@ def subject_of(settings: StudySettings, code: Path | None) -> tuple[Subject, Stu
     )
     found = problem(str(settings.problem))
     filled = with_defaults(settings, found.settings)
-    subject = Subject(found.name, found.summary, found.loss, found.symmetry, found.start_scale)
+    subject = Subject(
+        found.name, found.summary, found.loss, found.symmetry, found.start_scale, found.tests
+    )
     return subject, filled
 
 

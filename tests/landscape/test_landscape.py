@@ -1,5 +1,7 @@
 """Quench, minima, symmetries and trust regions on landscapes whose basins are known. All exact."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from batchwell.landscape import (
     line_profile,
     polish,
     quench,
+    reach,
     shapes,
 )
 from batchwell.landscape.attractors import Attractors, add_attractor, no_attractors
@@ -135,13 +138,34 @@ def test_a_flat_loss_is_refused():
         add_attractor(flat, no_attractors(2), np.array([1.0, 0.0]))
 
 
-def test_an_unbounded_loss_is_reported():
+def test_starts_that_run_away_are_named_and_the_others_kept():
     # The flow's error control keeps it finite: it must be caught running away.
-    with pytest.raises(
-        Divergence, match=r"from point 1 \(1 of 2\) runs away .* no lower bound"
-    ) as caught:
-        quench(additive(lambda x: jnp.where(x[0] > 0, -x[0], x[0] ** 2)), [[-1.0], [1.0]])
-    assert "\n" not in str(caught.value)
+    cliff = additive(lambda x: jnp.where(x[0] > 0, -x[0], (x[0] + 1) ** 2))
+    found = find_minima(cliff, [[-0.5], [1.0], [-3.0], [2.0]])
+    assert [r.point for r in found.runaways] == [1, 3]
+    assert all(r.distance > 1e8 for r in found.runaways)
+    assert found.labels.tolist() == [0, UNDECIDED, 0, UNDECIDED]
+    (minimum,) = found.minima
+    assert (minimum.x[0], minimum.starts) == (pytest.approx(-1.0), 2)
+    (note,) = found.notes
+    assert note.startswith("Of 4 starts, gradient flow from point 1 (past |x| = ")
+    assert find_minima(cliff, [[-0.5]]).notes == ()
+
+
+def test_a_loss_without_any_minimum_diverges_in_one_line():
+    with pytest.raises(Divergence, match=r"from point 0 .* of 1 runs away .* no lower bound") as e:
+        find_minima(additive(lambda x: -x[0]), [[1.0]])
+    assert "\n" not in str(e.value)
+    with pytest.raises(InputError, match=r"row \[1\] of 2.* finite"):
+        find_minima(WELL, [[0.5], [math.nan]])
+
+
+def test_a_quench_that_was_expected_home_names_the_same_runaways():
+    cliff = additive(lambda x: jnp.where(x[0] > 0, -x[0], (x[0] + 1) ** 2))
+    known = quench(cliff, [[-0.5]]).attractors
+    seen = reach(cliff, np.array([[-0.9], [-2.0], [3.0]]), known, 0)
+    assert seen.labels.tolist() == [0, 0, UNDECIDED]
+    assert [r.point for r in seen.runaways] == [2]
 
 
 def test_a_loss_that_falls_ever_steeper_has_no_minimum():

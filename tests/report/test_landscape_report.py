@@ -16,9 +16,10 @@ from batchwell.metastable import Stage, known_network, occupation, optimal_sched
 from batchwell.report import document
 from batchwell.report.landscape import LandscapeResult, MeasuredRun, answer, page
 from batchwell.report.landscape.pictures import graph_picture, tree_picture
-from batchwell.report.landscape.reading import quarters
+from batchwell.report.landscape.reading import cells, quarters
 from batchwell.report.landscape.widget import network_data, script
-from batchwell.studies.landscape import cut, landscape_study, schedules_to_run, spread_over
+from batchwell.studies.landscape import landscape_study
+from batchwell.studies.network import cut, schedules_to_run, spread_over
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,10 @@ def test_a_study_of_two_basins_from_end_to_end(done):
     assert {run.states.shape[1] for run in result.runs} == {96}
     assert all(abs(run.examples[-1] - 1000) <= 20 for run in result.runs)
     assert "Growing the batch" in done.answer
+    kept = json.loads((done.path / "estimates.json").read_text(encoding="utf-8"))
+    assert {tuple(p["between"]) for p in kept["passes"]} == {("A", "B")}
+    assert len(kept["final_shares"]) == len(cells(result))
+    assert all(0 <= c["measured"]["value"] <= 1 for c in kept["final_shares"])
     assert {1, 2} <= {run.schedule.batch_sizes[0] for run in result.runs}
 
 
@@ -171,7 +176,7 @@ def test_a_finished_study_resumes_without_work_and_to_the_same_page(done):
 
 
 def test_what_was_interrupted_is_reported_and_resumed(tmp_path, monkeypatch):
-    from batchwell.studies import landscape as module
+    from batchwell.studies import network as module
 
     def stop(*args, **options):
         raise KeyboardInterrupt

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -10,6 +11,15 @@ from ..errors import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+INTERRUPTED = 130
+
+
+def interrupted(how: str) -> NoReturn:
+    """Say after Ctrl-C what was kept, and how to go on; exit as shells expect."""
+    click.echo(f"\ninterrupted: what was finished is kept, with a report; {how}", err=True)
+    sys.exit(INTERRUPTED)
 
 
 class Numbers(click.ParamType):

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import whole
-from ._shared import Numbers, table
+from ._shared import Numbers, interrupted, table
 
 if TYPE_CHECKING:
     from ..studies.landscape import LandscapeStudy
-
-INTERRUPTED = 130
 
 
 @click.command()
@@ -68,12 +65,7 @@ def landscape(
         )
     except KeyboardInterrupt:
         folder = f" --out {out}" if out else ""
-        click.echo(
-            "\ninterrupted: what was finished is kept, with a report; repeat the command with "
-            f"--resume{folder} to go on",
-            err=True,
-        )
-        sys.exit(INTERRUPTED)
+        interrupted(f"repeat the command with --resume{folder} to go on")
     _show(done)
 
 

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InputError, require
-from ._shared import table
+from ._shared import interrupted, table
 
 if TYPE_CHECKING:
     from ..studies import Study
-
-INTERRUPTED = 130
 
 
 @click.command()
@@ -60,12 +58,7 @@ def study(
     except KeyboardInterrupt:
         folder = f" --out {out}" if out else ""
         extra = f" --code {code}" if code else ""
-        click.echo(
-            f"\ninterrupted: what was finished is kept, with a report; go on with\n"
-            f"  batchwell study {what}{extra}{folder} --resume",
-            err=True,
-        )
-        sys.exit(INTERRUPTED)
+        interrupted(f"go on with\n  batchwell study {what}{extra}{folder} --resume")
     _show(done)
 
 

@@ -16,7 +16,7 @@ from .minima import (
     line_profile,
     shapes,
 )
-from .quench import BasinMap, Quench, basin, polish, quench, reach
+from .quench import BasinMap, Quench, Runaway, basin, polish, quench, reach
 from .saddles import NOWHERE, UNLISTED, Saddle, find_saddles
 from .sharpness import Sharpness, sharpness
 from .stationary import StationaryPoint, stationary_points
@@ -37,6 +37,7 @@ __all__ = [
     "Landscape",
     "Minimum",
     "Quench",
+    "Runaway",
     "Saddle",
     "Sharpness",
     "StationaryPoint",

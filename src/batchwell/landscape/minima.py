@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._jax import jax, jnp
-from ..errors import RunError, require
+from ..errors import Divergence, RunError, require
 from ..loss import StochasticLoss
 from ..symmetry import NONE, Symmetry
 from .attractors import UNDECIDED, Attractors, add_attractor
-from .quench import SAME_CENTER, Quench, quench
+from .quench import SAME_CENTER, Quench, Runaway, quench
 from .spectrum import DENSE, curvature_and_noise
 
 SAME = 1e-5  # distance, relative to 1 + |x|, under which two minima are one
@@ -79,6 +79,8 @@ class Landscape:
         reached.
     labels
         (starts,) attractor that each start reached, or UNDECIDED.
+    runaways
+        Starts from which gradient flow runs away: the loss has no lower bound there.
     """
 
     loss: StochasticLoss
@@ -87,6 +89,7 @@ class Landscape:
     attractors: Attractors
     classes: np.ndarray
     labels: np.ndarray
+    runaways: tuple[Runaway, ...] = ()
 
     @property
     def starts(self) -> int:
@@ -95,8 +98,25 @@ class Landscape:
 
     @property
     def undecided(self) -> int:
-        """How many starts reached no isolated minimum."""
+        """How many starts reached no isolated minimum, runaways among them."""
         return int(np.sum(self.labels == UNDECIDED))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What became of starts that reached no isolated minimum, in plain words."""
+        out, flat = [], self.undecided - len(self.runaways)
+        if self.runaways:
+            out.append(
+                f"Of {self.starts} starts, gradient flow from {_several(self.runaways)} runs away: "
+                "the loss has no lower bound there. The others were kept."
+            )
+        if flat:
+            out.append(
+                f"From {flat} of {self.starts} starts no isolated minimum was reached: the loss "
+                "has flat directions, or falls ever more steeply, there (weight decay, "
+                "`symmetry.quotient` or `symmetry.fixing` would mend the former)."
+            )
+        return tuple(out)
 
     def __getitem__(self, label: str) -> Minimum:
         """The minimum called `label`."""
@@ -120,11 +140,12 @@ def find_minima(
     Raises
     ------
     InputError
-        More than 10,000 dimensions.
+        More than 10,000 dimensions, or starts that are not finite.
     RunError
         No start reached an isolated minimum (flat directions: add weight decay).
     Divergence
-        The flow runs away (a loss without lower bound).
+        None did, and from some the flow runs away (a loss without lower bound). Where others
+        reach a minimum, those that run away are named in the landscape's `runaways`.
 
     Examples
     --------
@@ -135,17 +156,24 @@ def find_minima(
     """
     require(loss.dim <= MAX_DIM, "dim", loss.dim, f"must not exceed {MAX_DIM} here")
     points = np.atleast_2d(np.asarray(starts, dtype=np.float64))
+    bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
+    require(not bad.size, "starts", f"row {bad[:1]} of {len(points)}", "must be finite numbers")
     return landscape_of(loss, symmetry, quench(loss, points, progress=progress))
 
 
 def landscape_of(loss: StochasticLoss, symmetry: Symmetry, result: Quench) -> Landscape:
     """The landscape that the quench of some starts revealed (see `find_minima`)."""
     reached = Counter(int(k) for k in result.labels if k != UNDECIDED)
+    if not reached and result.runaways:
+        raise Divergence(
+            f"gradient flow from {_several(result.runaways)} of {len(result.labels)} runs away "
+            "without end, and no other reached a minimum: the loss has no lower bound there"
+        )
     if not reached:
         raise RunError(
             f"no isolated minimum was reached from {len(result.labels)} starts: the loss has flat "
-            "directions (add weight decay, or fix the parameters that a continuous symmetry moves), "
-            "or falls without lower bound"
+            "directions (add weight decay, or divide a continuous symmetry out: `symmetry.quotient`, "
+            "`symmetry.fixing`), or falls without lower bound"
         )
     groups = _group(result.attractors.centers, sorted(reached), symmetry)
     shapes = [_shape(loss)(result.attractors.centers[g[0]]) for g in groups]
@@ -161,7 +189,14 @@ def landscape_of(loss: StochasticLoss, symmetry: Symmetry, result: Quench) -> La
         for rank, k in enumerate(order)
     )
     classes = classify(result.attractors.centers, minima, symmetry)
-    return Landscape(loss, symmetry, minima, result.attractors, classes, result.labels)
+    return Landscape(
+        loss, symmetry, minima, result.attractors, classes, result.labels, result.runaways
+    )
+
+
+def _several(runaways: tuple[Runaway, ...]) -> str:
+    named = ", ".join(str(r) for r in runaways[:3])
+    return named if len(runaways) <= 3 else f"{named} and {len(runaways) - 3} more"
 
 
 def extended(landscape: Landscape, points: ArrayLike) -> Landscape:
@@ -232,8 +267,10 @@ def classify(points: np.ndarray, minima: tuple[Minimum, ...], symmetry: Symmetry
 
 @lru_cache(maxsize=32)
 def _shape(loss: StochasticLoss) -> Callable[[Any], dict[str, Any]]:
+    # Along an orbit of a symmetry that was divided out there is neither curvature nor noise.
+    loss, orbit = loss.free or loss, loss.orbit_dim
     if loss.dim > DENSE:
-        return lambda x: curvature_and_noise(loss, np.asarray(x))
+        return lambda x: curvature_and_noise(loss, np.asarray(x), orbit)
 
     def shape(x: Any) -> dict[str, Any]:
         hessian, noise = loss.hessian(x), loss.covariance(x)
@@ -242,7 +279,7 @@ def _shape(loss: StochasticLoss) -> Callable[[Any], dict[str, Any]]:
         return {
             "loss": loss.mean(x),
             "lambda_max": values[-1],
-            "lambda_min": values[0],
+            "lambda_min": values[orbit],
             "trace": jnp.trace(hessian),
             "noise_trace": jnp.trace(noise),
             "alignment": jnp.sum(hessian * noise) / jnp.where(size > 0, size, 1.0),

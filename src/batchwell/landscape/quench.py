@@ -9,7 +9,7 @@ found so join the known attractors, and the flow decides which is reached.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +20,7 @@ from scipy.sparse.linalg import minres
 from .._jax import jax, jnp, serial
 from ..domain import Domain
 from ..ensemble.flow import Flow, Regions, gradient_flow
-from ..errors import Divergence, require, whole
+from ..errors import require, whole
 from ..loss import StochasticLoss
 from .attractors import (
     FLAT,
@@ -51,6 +51,27 @@ CLOSE = 0.02  # relative distance under which one point is searched for all
 POLISHED = 64  # points polished at once
 
 
+@dataclass(frozen=True)
+class Runaway:
+    """A point whose gradient flow runs away: the loss has no lower bound there.
+
+    Attributes
+    ----------
+    point
+        Its row among the points given.
+    distance
+        |x| where it was given up; NaN if it had left the finite numbers by then.
+    """
+
+    point: int
+    distance: float
+
+    def __str__(self) -> str:
+        if np.isnan(self.distance):
+            return f"point {self.point} (to numbers that are not finite)"
+        return f"point {self.point} (past |x| = {self.distance:.2g})"
+
+
 @dataclass(frozen=True, eq=False)
 class Quench:
     """Where points flow to.
@@ -61,10 +82,13 @@ class Quench:
         (n,) index into `attractors`, or UNDECIDED where no isolated minimum was reached.
     attractors
         All attractors known now (those given first, in their order).
+    runaways
+        Those of the UNDECIDED that were seen to run away.
     """
 
     labels: np.ndarray
     attractors: Attractors
+    runaways: tuple[Runaway, ...] = ()
 
 
 def quench(
@@ -74,6 +98,7 @@ def quench(
     max_steps: int = MAX_STEPS,
     threads: int | None = None,
     progress: Progress | None = None,
+    farthest: float | None = None,
 ) -> Quench:
     """Follow gradient flow from each of `points` (n, d) to its minimum.
 
@@ -85,12 +110,16 @@ def quench(
         Runge-Kutta steps after which a point is left UNDECIDED (flat directions, say).
     threads
         For the flow; by default one per core.
+    farthest
+        Coordinates beyond which a point counts as run away; by default 1e8 times the points' own
+        size.
 
-    Raises
-    ------
-    Divergence
-        The flow runs away linearly or faster (a loss without lower bound): says from where. One
-        that falls so steeply that the flow's steps shrink leaves its points UNDECIDED.
+    Returns
+    -------
+    Quench
+        Points from which the flow runs away linearly or faster (a loss without lower bound) are
+        UNDECIDED and named in `runaways`. Where the loss falls so steeply that the flow's steps
+        shrink, points are UNDECIDED only.
 
     Examples
     --------
@@ -106,31 +135,33 @@ def quench(
     known = no_attractors(loss.dim) if attractors is None else attractors
     labels, h = np.full(len(x), UNDECIDED), np.full(len(x), FIRST_STEP)
     open_ = np.arange(len(x))
-    farthest = RUNAWAY * (1.0 + float(np.abs(x).max(initial=0.0)))
+    limit = _farthest(x) if farthest is None else farthest
     done, block = 0, FIRST_BLOCK
+    runaways: list[Runaway] = []
     while open_.size and done < max_steps:
         stages = VALLEY_STAGES if done else 3
         flow = _flow(loss, x[open_], h[open_], block, known, threads, stages)
         x[open_], h[open_], labels[open_] = flow.points, flow.steps, flow.labels
-        _check_flow(x, open_, farthest)
-        open_ = open_[labels[open_] == UNDECIDED]
+        gone = open_[_runs_away(x[open_], limit)]
+        labels[gone] = UNDECIDED
+        runaways += [Runaway(int(k), float(np.linalg.norm(x[k]))) for k in gone]
+        open_ = np.setdiff1d(open_[labels[open_] == UNDECIDED], gone)
         if open_.size and done > 0:
             known = _search(loss, x[open_], known)
         # Later rounds are longer: what is still on its way creeps along a flat valley.
         done, block = done + block, done + block
         if progress is not None:
             progress(len(x) - open_.size, len(x))
-    return Quench(labels, known)
+    return Quench(labels, known, tuple(sorted(runaways, key=lambda r: r.point)))
 
 
-def _check_flow(x: np.ndarray, rows: np.ndarray, farthest: float) -> None:
-    # Written so that NaN fails: the flow's error control stops short of infinity.
-    bad = rows[~(np.abs(x[rows]) <= farthest).all(axis=1)]
-    if bad.size:
-        raise Divergence(
-            f"gradient flow from point {int(bad[0])} ({bad.size} of {len(x)}) runs away "
-            "without end: the loss has no lower bound there"
-        )
+def _farthest(x: np.ndarray) -> float:
+    return RUNAWAY * (1.0 + float(np.abs(x).max(initial=0.0)))
+
+
+def _runs_away(x: np.ndarray, farthest: float) -> np.ndarray:
+    # Written so that NaN counts: the flow's error control stops short of infinity.
+    return np.asarray(~(np.abs(x) <= farthest).all(axis=1))
 
 
 def reach(
@@ -148,8 +179,11 @@ def reach(
     labels, x = settle(loss, points, known, homes, threads)
     rows = np.flatnonzero(labels == UNDECIDED)
     if rows.size:
-        rest = quench(loss, x[rows], known, threads=threads)
+        far = _farthest(np.asarray(points))
+        rest = quench(loss, x[rows], known, threads=threads, farthest=far)
         labels[rows], known = rest.labels, rest.attractors
+        gone = tuple(replace(r, point=int(rows[r.point])) for r in rest.runaways)
+        return Quench(labels, known, gone)
     return Quench(labels, known)
 
 

@@ -58,6 +58,7 @@ def sharpness(
 ) -> Sharpness:
     """Sharpness of `loss` at x (d,) in four senses.
 
+    Of a loss that `symmetry.quotient` holds on a slice, the sharpness is that of the loss itself.
     Up to 200 parameters trace and effective dimension are exact; above, they are estimated by
     Hutchinson's method and by stochastic Lanczos quadrature (Ubaru, Chen & Saad, SIAM J. Matrix Anal.
     Appl. 38, 2017) with standard errors over 32 probes.
@@ -84,6 +85,7 @@ def sharpness(
     require(point.shape == (loss.dim,), "x", point.shape, f"must have shape ({loss.dim},)")
     positive("radius", radius)
     positive("scale", scale)
+    loss = loss.free or loss
     if loss.dim <= DENSE:
         values = hessian_spectrum(loss, point)
         largest, way = float(values[-1]), None

@@ -83,13 +83,15 @@ def hessian_spectrum(loss: StochasticLoss, x: np.ndarray) -> np.ndarray:
     return np.asarray(_dense(loss)(x)[0])
 
 
-def curvature_and_noise(loss: StochasticLoss, x: np.ndarray) -> dict[str, float]:
+def curvature_and_noise(loss: StochasticLoss, x: np.ndarray, orbit: int = 0) -> dict[str, float]:
     """Curvature and noise at x (d,), named as in `Minimum`, without a (d, d) matrix.
 
-    d + m Hessian-vector products for m examples, in blocks; eigenvalues by Lanczos.
+    d + m Hessian-vector products for m examples, in blocks; eigenvalues by Lanczos. The `orbit`
+    lowest eigenvalues are those of a continuous symmetry and are passed over.
     """
     point = jnp.asarray(x)
-    low, high = (float(extreme_modes(loss, x, 1, which)[0][0]) for which in ("SA", "LA"))
+    low = float(np.sort(extreme_modes(loss, x, 1 + orbit, "SA")[0])[-1])
+    high = float(extreme_modes(loss, x, 1, "LA")[0][0])
     block, products = _blocks(loss)
     trace = square = 0.0
     for first in range(0, loss.dim, block):

@@ -17,7 +17,7 @@ from ..errors import require
 from ..symmetry import NONE, Symmetry
 from .explore import Exploration, explore, with_explored
 from .minima import Landscape, classify, extended, find_minima
-from .saddles import CROSSED, NOWHERE, Saddle, find_saddles
+from .saddles import CROSSED, NEIGHBOURS, NOWHERE, REPAIRS, SOFTEST, Saddle, find_saddles
 
 Progress = Callable[[str, int, int], None]
 
@@ -76,7 +76,9 @@ def survey(
     steps: int = 1500,
     every: int = 20,
     paths: int | None = None,
-    neighbours: int = 3,
+    neighbours: int = NEIGHBOURS,
+    softest: int = SOFTEST,
+    repairs: int = REPAIRS,
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -90,6 +92,8 @@ def survey(
     steps, every, paths
         SGD steps of each exploring path, steps between two looks, and how many paths begin at each
         minimum in turn (one per minimum by default; 0 for no exploration).
+    neighbours, softest, repairs
+        How far saddles are sought beyond the borders that SGD crossed (`find_saddles`).
     progress
         Called with (stage, done, total).
 
@@ -124,6 +128,8 @@ def survey(
         landscape,
         seen.crossings() if seen is not None else (),
         neighbours=neighbours,
+        softest=softest,
+        repairs=repairs,
         threads=threads,
         progress=_stage(progress, "saddles"),
     )

@@ -248,7 +248,7 @@ def _all_by_splitting(
             assert walls is not None
             try:
                 out += _by_splitting(replace(sgd, batch_size=b), walls, state, states, **options)
-            except RunError:  # stuck, or no departures: nothing is said
+            except (RunError, InputError):  # stuck, or walls too close to start from: no answer
                 continue
     return out
 

@@ -92,6 +92,8 @@ def count_jumps(
     seed: int = 0,
     stream: str = "jumps",
     threads: int | None = None,
+    memory: bool = True,
+    states: StateMap | None = None,
 ) -> JumpCounts:
     """Follow SGD from every minimum of `landscape` and count its jumps.
 
@@ -99,6 +101,13 @@ def count_jumps(
     each minimum others are followed until they leave, looked at about once per stay there; where
     that shows fewer than `target` exits, more of them at longer intervals, up to `horizon`. What
     quenches to no listed minimum is state m - 1, "elsewhere".
+
+    Parameters
+    ----------
+    memory
+        Whether further paths are followed to test jumps for memory (`memory_checks`).
+    states
+        Of the same landscape, to go on with: minima met before need not be found again.
 
     Raises
     ------
@@ -110,7 +119,9 @@ def count_jumps(
     paths, looks, target = whole("paths", paths), whole("looks", looks, 2), whole("target", target)
     horizon = whole("horizon", horizon)
     require(horizon >= looks, "horizon", horizon, f"must be at least looks = {looks}")
-    watch = _Watch(sgd, landscape, looks, seed, stream, threads)
+    known = StateMap(landscape, threads) if states is None else states
+    known.met.clear()
+    watch = _Watch(sgd, known, looks, seed, stream, threads)
     longest = horizon // looks
     stays = watch.typical_stays(horizon)
     lags = np.clip(2.0 ** np.round(np.log2(stays)), 1, longest)
@@ -135,7 +146,7 @@ def count_jumps(
         tuple(found),
         jumps,
         exposure,
-        watch.exits(stays, paths, horizon),
+        watch.exits(stays, paths, horizon) if memory else np.empty((0, 4)),
         series,
         watch.states.unlisted,
     )
@@ -161,12 +172,12 @@ class _Watch:
     """SGD from the minima of a landscape, looked at and quenched."""
 
     def __init__(
-        self, sgd: SGD, landscape: Landscape, looks: int, seed: int, stream: str, threads: Any
+        self, sgd: SGD, states: StateMap, looks: int, seed: int, stream: str, threads: Any
     ) -> None:
         self.sgd, self.looks, self.seed, self.threads = sgd, looks, seed, threads
         self.stream = f"{stream}-eta{sgd.learning_rate:g}-B{sgd.batch_size}"
-        self.states = StateMap(landscape, threads)
-        self.minima = np.array([p.x for p in landscape.minima])
+        self.states = states
+        self.minima = np.array([p.x for p in states.landscape.minima])
         self.m = len(self.minima) + 1
 
     def begin(self, origin: np.ndarray, name: str) -> Any:

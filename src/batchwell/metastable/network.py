@@ -7,6 +7,7 @@ beyond, as theory has it: k = a exp(-V B / eta).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -230,7 +231,7 @@ def relaxation_times(network: MarkovNetwork, batch_size: float, count: int = 5) 
     value = _times(rate_matrix(network, batch_size))[:count]
     drawn = [_times(q)[:count] for q in drawn_rate_matrices(network, batch_size)]
     spread = np.array(drawn).reshape(-1, len(value))
-    return [_estimate(float(v), spread[:, k], "steps") for k, v in enumerate(value)]
+    return [from_draws(float(v), spread[:, k], "steps") for k, v in enumerate(value)]
 
 
 def _times(generator: np.ndarray) -> np.ndarray:
@@ -246,7 +247,7 @@ def escape_time(network: MarkovNetwork, state: str, batch_size: float) -> Estima
     with np.errstate(divide="ignore"):
         value = -1.0 / rate_matrix(network, batch_size)[i, i]
         drawn = -1.0 / drawn_rate_matrices(network, batch_size)[:, i, i]
-    return _estimate(abs(float(value)), np.abs(drawn), "steps")
+    return from_draws(abs(float(value)), np.abs(drawn), "steps")
 
 
 def law_of_start(network: MarkovNetwork, start: str | ArrayLike) -> np.ndarray:
@@ -332,7 +333,7 @@ def share_below(
     flat = network.sharpness <= limit
     value = stationary(rate_matrix(network, batch_size))[flat].sum()
     drawn = np.array([stationary(q)[flat].sum() for q in drawn_rate_matrices(network, batch_size)])
-    out = _estimate(float(value), drawn, "1")
+    out = from_draws(float(value), drawn, "1")
     return out.with_notes(f"flat: lambda_max at most {limit:.4g}", *_range(network, [batch_size]))
 
 
@@ -342,19 +343,28 @@ def _by_state(
 ) -> dict[str, Estimate]:
     notes = _range(network, sizes)
     return {
-        name: _estimate(float(value[k]), drawn[:, k], "1").with_notes(*notes)
+        name: from_draws(float(value[k]), drawn[:, k], "1").with_notes(*notes)
         for k, name in enumerate(network.labels)
     }
 
 
-def _estimate(value: float, drawn: np.ndarray, unit: str) -> Estimate:
+def from_draws(value: float, drawn: np.ndarray, unit: str = "1", method: str = METHOD) -> Estimate:
+    """`value` with the spread and the 95% interval of its `drawn` values (r,); exact if r = 0.
+
+    Draws may be infinite (a basin that is never left): then ends of the interval may be, too.
+
+    >>> str(from_draws(2.0, np.array([1.0, 2.0, np.inf])).interval)
+    '(1.0, inf)'
+    """
     if not len(drawn):
         return Estimate(value, 0.0, (value, value), unit, "Markov network, exact rates", 0)
-    tail = 50 * (1 - LEVEL)
-    low, high = (float(v) for v in np.percentile(drawn, [tail, 100 - tail]))
-    spread = float(np.std(drawn, ddof=1)) if len(drawn) > 1 else float("nan")
-    interval = (min(low, value), max(high, value))
-    return Estimate(value, spread, interval, unit, METHOD, len(drawn))
+    # Ranks, not interpolation: the difference of two infinite draws is not a number.
+    ranked, tail = np.sort(drawn), (1 - LEVEL) / 2
+    low, high = ranked[int(tail * len(drawn))], ranked[math.ceil((1 - tail) * len(drawn)) - 1]
+    finite = len(drawn) > 1 and bool(np.isfinite(drawn).all())
+    spread = float(np.std(drawn, ddof=1)) if finite else math.nan
+    ends = (min(float(low), value), max(float(high), value))
+    return Estimate(value, spread, ends, unit, method, len(drawn))
 
 
 def _range(network: MarkovNetwork, sizes: Sequence[float]) -> list[str]:

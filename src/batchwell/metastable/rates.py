@@ -16,8 +16,14 @@ from ..landscape import Landscape, Saddle
 from .evidence import Evidence, saddle_evidence, weighed
 from .jumps import JumpCounts, count_jumps
 from .memory import MemoryCheck, memory_checks, memory_note
-from .network import ELSEWHERE, MarkovNetwork, escape_time, rate_matrix
-from .network import drawn_rate_matrices as drawn
+from .network import (
+    ELSEWHERE,
+    MarkovNetwork,
+    drawn_rate_matrices,
+    escape_time,
+    from_draws,
+    rate_matrix,
+)
 from .regression import RateFit, Spreads, fit_rates
 
 Progress = Callable[[int, int], None]
@@ -385,9 +391,5 @@ def _direct_rate(jumps: float, steps: float) -> Estimate:
 
 def _merged_rate(network: MarkovNetwork, batch_size: int, i: int, j: int) -> Estimate:
     value = float(rate_matrix(network, batch_size)[i, j])
-    some = drawn(network, batch_size)[:, i, j]
-    tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(some, [tail, 100 - tail]) if len(some) else (value, value)
-    spread = float(np.std(some)) if len(some) else math.nan
-    ends = (min(float(low), value), max(float(high), value))
-    return Estimate(value, spread, ends, "1/steps", "regression over batch sizes", len(some))
+    some = drawn_rate_matrices(network, batch_size)[:, i, j]
+    return from_draws(value, some, "1/steps", "regression over batch sizes")

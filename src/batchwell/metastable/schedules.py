@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, require, whole
-from ..estimate import LEVEL, Estimate
+from ..estimate import Estimate
 from .control import Kernels, best_step, refine, score, sweep
 from .final import Stage
-from .network import MarkovNetwork, extrapolated, law_of_start
+from .network import MarkovNetwork, extrapolated, from_draws, law_of_start
 from .objectives import Objective, state_weights
 
 Floats = NDArray[np.float64]
@@ -276,10 +276,10 @@ class _Search:
             named = ", ".join(str(b) for b in beyond)
             notes = [f"B = {named} is extrapolated beyond what was measured"]
         shares = {
-            label: _from_draws(float(laws[0, k]), laws[1:, k]).with_notes(*notes)
+            label: from_draws(float(laws[0, k]), laws[1:, k]).with_notes(*notes)
             for k, label in enumerate(few.labels)
         }
-        value = _from_draws(float(scores[0]), scores[1:]).with_notes(*notes)
+        value = from_draws(float(scores[0]), scores[1:]).with_notes(*notes)
         return Schedule(name, merged(runs), value, shares), scores[1:]
 
 
@@ -297,19 +297,9 @@ def merged(runs: Sequence[Stage]) -> tuple[Stage, ...]:
     return tuple(out)
 
 
-def _from_draws(value: float, drawn: Floats, method: str = "Markov network") -> Estimate:
-    if not len(drawn):
-        return Estimate(value, 0.0, (value, value), "1", f"{method}, exact rates", 0)
-    tail = 50 * (1 - LEVEL)
-    low, high = (float(v) for v in np.percentile(drawn, [tail, 100 - tail]))
-    ends = (min(low, value), max(high, value))
-    spread = float(np.std(drawn, ddof=1)) if len(drawn) > 1 else float("nan")
-    return Estimate(value, spread, ends, "1", f"{method}, draws of its rates", len(drawn))
-
-
 def _gain(a: Schedule, a_draws: Floats, b: Schedule, b_draws: Floats) -> Estimate:
     difference = a.score.value - b.score.value
-    return _from_draws(difference, a_draws - b_draws, f"{a.name} minus {b.name}, paired")
+    return from_draws(difference, a_draws - b_draws, "1", f"{a.name} minus {b.name}, paired")
 
 
 def _verdict(growing: Schedule, constant: Schedule, gain: Estimate) -> str:

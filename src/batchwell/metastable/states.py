@@ -25,6 +25,8 @@ class StateMap:
         Minima known now, in that copy.
     classes
         Index of each into the landscape's minima, or UNLISTED.
+    met
+        Attractors that points were found at since this was last cleared.
     """
 
     landscape: Landscape
@@ -32,6 +34,7 @@ class StateMap:
     attractors: Attractors = field(init=False)
     classes: np.ndarray = field(init=False)
     reference: np.ndarray = field(init=False, repr=False)
+    met: set[int] = field(init=False, default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
         self.attractors = self.landscape.attractors.take([])
@@ -52,6 +55,7 @@ class StateMap:
         new = classify(fresh, scape.minima, scape.symmetry)
         self.attractors, self.classes = found.attractors, np.concatenate([self.classes, new])
         reached = found.labels != UNDECIDED
+        self.met.update(found.labels[reached].tolist())
         classes = np.full(len(points), NOWHERE)
         centers = np.full(points.shape, np.nan)
         if reached.any():
@@ -67,4 +71,4 @@ class StateMap:
     @property
     def unlisted(self) -> int:
         """How many minima were met that the landscape does not list."""
-        return int(np.sum(self.classes == UNLISTED))
+        return int(np.sum(self.classes[sorted(self.met)] == UNLISTED))

@@ -78,6 +78,7 @@ def breast_cancer_network() -> Problem:
             "looks": 16,
             "examples": 20_000,
             "final_paths": 48,
+            "network": True,
         },
     )
 
@@ -143,6 +144,7 @@ def digits_network() -> Problem:
             "horizon": 10_000,
             "examples": 20_000,
             "final_paths": 48,
+            "network": True,
         },
         tests={
             "test loss": finite_sum(

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import runs
-from ..errors import require
+from ..errors import Divergence
 from ..landscape import Landscape
 from ..loss import StochasticLoss
 from ..report import answer, render
+from ..report.landscape import LandscapeResult, numbers, page
+from ..report.landscape import answer as answer_of_network
 from ..results import StudyResult
-from ..settings import StudySettings, make_settings, read_settings
-from ..sources import Subject, subject_of
+from ..settings import StudySettings
 from .cells import (
     escape_row,
     failed_escape,
@@ -32,8 +33,9 @@ from .cells import (
     minimum_rows,
     verdict_row,
 )
-from .plan import Plan
-from .work import minima, read_rows, run_tasks, tasks
+from .network import BRIEF, Question, answers, middle_sizes, search
+from .plan import Plan, resolve
+from .work import read_rows, run_tasks, tasks
 
 __all__ = ["Study", "study"]
 
@@ -44,11 +46,15 @@ class Study:
 
     result: StudyResult
     path: Path
+    network: LandscapeResult | None = None
 
     @property
     def answer(self) -> str:
         """The answer in plain words, a paragraph for each point."""
-        return answer(self.result)
+        parts = [answer(self.result)]
+        if self.network is not None:
+            parts.append(answer_of_network(self.network))
+        return "\n\n".join(parts)
 
     @property
     def report(self) -> Path:
@@ -114,27 +120,13 @@ def study(
     >>> done.result.finished, len(done.result.escapes)
     (True, 12)
     """
-    subject, settings = _resolve(what, code, changes)
-    plan = Plan(subject, settings)
+    plan = Plan(*resolve(what, code, changes))
     plan.check()
-    folder = Path(out) if out is not None else runs.default_folder(subject.name, resume)
+    folder = Path(out) if out is not None else runs.default_folder(plan.subject.name, resume)
     record = plan.record(_command(what, code, folder))
     run = runs.create(folder, record, resume)
-    return Study(_carry_out(plan, run, record, quiet), folder)
-
-
-def _resolve(
-    what: str | Path | StochasticLoss, code: str | Path | None, changes: Mapping[str, Any]
-) -> tuple[Subject, StudySettings]:
-    if isinstance(what, StochasticLoss):
-        require(code is None, "code", code, "goes with a settings file, not with a loss")
-        return Subject(what.name, what.name, what), make_settings(changes)
-    if Path(what).suffix == ".toml":
-        settings = read_settings(what)
-    else:
-        settings = make_settings({"problem": str(what)})
-    merged = make_settings({**settings.model_dump(exclude_unset=True), **changes})
-    return subject_of(merged, Path(code) if code is not None else None)
+    result, network = _carry_out(plan, run, record, quiet)
+    return Study(result, folder, network)
 
 
 def _command(what: Any, code: Any, folder: Path) -> str:
@@ -146,23 +138,50 @@ def _command(what: Any, code: Any, folder: Path) -> str:
 
 def _carry_out(
     plan: Plan, run: runs.RunDirectory, record: dict[str, Any], quiet: bool
-) -> StudyResult:
+) -> tuple[StudyResult, LandscapeResult | None]:
     """Run what is not finished yet; whatever happens, leave a report of what is."""
     began = time.monotonic()
     landscape: Landscape | None = None
     errors: Mapping[str, str] = {}
-    finished = False
+    finished, notes = False, ()
+    question = _question(plan)
+    net = _network(plan, record, question)
     try:
-        landscape = minima(plan, run, quiet)
+        landscape, saddles, crossings = search(plan, run, question, quiet)
         errors = run_tasks(run, tasks(plan, landscape), plan.settings.workers, quiet)
+        if question is not None:
+            net = replace(net, landscape=landscape, saddles=saddles, crossings=crossings)
+            try:
+                for further in answers(question, run, net, quiet):
+                    net = further
+            except Divergence as error:
+                notes = (f"The network of basins was not finished: {error}.",)
         finished = True
     finally:
         result = _gather(plan, run, landscape, record, errors)
         seconds = round(time.monotonic() - began, 1)
-        result = replace(result, finished=finished, seconds=seconds)
-        run.write_text("estimates.json", json.dumps(result.to_dict(), indent=1))
-        run.write_text("report.html", render(result))
-    return result
+        notes = (*result.notes, *notes)
+        result = replace(result, finished=finished, seconds=seconds, notes=notes)
+        network = net if question is not None else None
+        rows = result.to_dict() | ({"network": numbers(network)} if network else {})
+        run.write_text("estimates.json", json.dumps(rows, indent=1))
+        run.write_text("report.html", render(result, page(network) if network else None))
+    return result, network
+
+
+def _question(plan: Plan) -> Question | None:
+    """Which network of basins is asked for; none with fewer than two batch sizes."""
+    sizes = middle_sizes(plan.settings.batch_sizes)
+    if not plan.settings.network or len(sizes) < 2:
+        return None
+    return Question(plan, plan.settings.learning_rates[-1], sizes, BRIEF)
+
+
+def _network(plan: Plan, record: Mapping[str, Any], question: Question | None) -> LandscapeResult:
+    rate = question.learning_rate if question is not None else None
+    facts = {"command": record["command"], "learning_rate": rate}
+    subject = plan.subject
+    return LandscapeResult(subject.name, subject.title, facts, plan.settings.examples)
 
 
 def _gather(
@@ -195,9 +214,11 @@ def _gather(
     return replace(
         base,
         minima=minimum_rows(plan, landscape),
+        notes=(*base.notes, *landscape.notes),
         search={
             "starts": landscape.starts,
             "undecided": landscape.undecided,
+            "runaways": len(landscape.runaways),
             "symmetry": landscape.symmetry.name,
             "cells": len(escapes) + len(finals),
         },

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..landscape import UNDECIDED, Landscape, Minimum, Saddle, Survey, letters, shapes
+from ..landscape import Landscape, Minimum, Runaway, Saddle, Survey, letters, shapes
 from ..landscape.attractors import balls
 from ..loss import StochasticLoss
 from ..metastable import JumpCounts, Looks
@@ -21,15 +21,16 @@ Facts = Mapping[str, Any]
 def survey_arrays(found: Survey) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Minima, saddles and crossings as (arrays, facts)."""
     scape, saddles = found.landscape, found.saddles
-    own = [m.attractor for m in scape.minima]
     pairs = sorted(found.crossed.items())
-    reached = [UNDECIDED if k == UNDECIDED else int(scape.classes[k]) for k in scape.labels]
     two = np.array([[*s.eigenvalues, np.nan][:2] for s in saddles]).reshape(-1, 2)
     arrays = {
-        "x": np.array([m.x for m in scape.minima]),
+        "attractor": np.array([m.attractor for m in scape.minima]),
         "starts": np.array([m.starts for m in scape.minima]),
-        "radii": scape.attractors.radii[own],
-        "reached": np.array(reached),
+        "centers": scape.attractors.centers,
+        "radii": scape.attractors.radii,
+        "classes": scape.classes,
+        "labels": scape.labels,
+        "runaways": np.array([(r.point, r.distance) for r in scape.runaways]).reshape(-1, 2),
         "saddle_x": _rows([s.x for s in saddles], scape.loss.dim),
         "saddle_loss": np.array([s.loss for s in saddles]),
         "saddle_eigenvalues": two,
@@ -52,20 +53,28 @@ def read_survey(
     loss: StochasticLoss, symmetry: Symmetry, arrays: Arrays, facts: Facts
 ) -> tuple[Landscape, tuple[Saddle, ...], dict[tuple[int, int], int]]:
     """The landscape, its saddles, and how often SGD passed between which minima."""
-    x = arrays["x"]
-    known = balls(x, arrays["radii"])
+    own = arrays["attractor"]
+    x = arrays["centers"][own]
     rows = shapes(loss, x)
     minima = tuple(
         Minimum(
             label=letters(k),
             x=x[k],
             starts=int(arrays["starts"][k]),
-            attractor=k,
+            attractor=int(own[k]),
             **{name: float(values[k]) for name, values in rows.items()},
         )
         for k in range(len(x))
     )
-    scape = Landscape(loss, symmetry, minima, known, np.arange(len(x)), arrays["reached"])
+    scape = Landscape(
+        loss,
+        symmetry,
+        minima,
+        balls(arrays["centers"], arrays["radii"]),
+        arrays["classes"],
+        arrays["labels"],
+        tuple(Runaway(int(point), float(size)) for point, size in arrays["runaways"]),
+    )
     saddles = tuple(
         Saddle(
             f"S{k + 1}",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from platform import python_version
 from typing import Any
 
@@ -12,17 +13,36 @@ import numpy as np
 
 from .. import __version__
 from ..dynamics import SGD, Process, diffusion_approximation
-from ..errors import InputError
+from ..errors import InputError, require
 from ..landscape import Landscape, Minimum
-from ..loss import check_at
+from ..loss import StochasticLoss, check_at
 from ..metastable import stages
-from ..settings import StudySettings
-from ..sources import Subject
+from ..settings import StudySettings, make_settings, read_settings
+from ..sources import Subject, subject_of
 from ..streams import generator
 
 VERSIONS = ("jax", "numba", "numpy", "scipy", "scikit-learn")
 ROLES = ("flat", "middle", "sharp")
 DEFAULT_GROWTH = (2, 8, 32)
+
+
+def versions() -> dict[str, str]:
+    """Of Batchwell, Python, and what computes."""
+    own = {"batchwell": __version__, "python": python_version()}
+    return own | {name: version(name) for name in VERSIONS}
+
+
+def resolve(
+    what: str | Path | StochasticLoss, code: str | Path | None, changes: Mapping[str, Any]
+) -> tuple[Subject, StudySettings]:
+    """What is studied and with which settings: a gallery name, a settings file, or a loss."""
+    if isinstance(what, StochasticLoss):
+        require(code is None, "code", code, "goes with a settings file, not with a loss")
+        return Subject(what.name, what.name, what), make_settings(changes)
+    toml = Path(what).suffix == ".toml"
+    settings = read_settings(what) if toml else make_settings({"problem": str(what)})
+    merged = make_settings({**settings.model_dump(exclude_unset=True), **changes})
+    return subject_of(merged, Path(code) if code is not None else None)
 
 
 @dataclass(frozen=True)
@@ -94,9 +114,7 @@ class Plan:
         """Resolved settings, command and versions: what goes into ``run.toml``."""
         table = self.settings.model_dump(exclude_none=True)
         table |= {"start_scale": self.start_scale, "growing": self.growing}
-        versions = {"batchwell": __version__, "python": python_version()}
-        versions |= {name: version(name) for name in VERSIONS}
-        return {"command": command, **table, "versions": versions}
+        return {"command": command, **table, "versions": versions()}
 
     def chosen(self, landscape: Landscape) -> dict[str, Minimum]:
         """Role -> minimum whose escapes are studied, from flat to sharp.

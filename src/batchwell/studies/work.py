@@ -10,13 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import Divergence
-from ..landscape import Attractors, Landscape, Quench, find_minima, landscape_of
+from ..landscape import Landscape
 from ..progress import Interrupted, Tracker, tracked
 from ..runs import RunDirectory
 from .cells import Arrays, Facts, Pilots, Progress, run_escape, run_final, run_verdict
 from .plan import Plan
-
-MINIMA = "minima"
 
 
 @dataclass(frozen=True)
@@ -25,29 +23,6 @@ class Task:
 
     name: str
     run: Callable[[Progress], tuple[Arrays, Facts]] = field(repr=False)
-
-
-def minima(plan: Plan, run: RunDirectory, quiet: bool) -> Landscape:
-    """The landscape of the study's loss, read from the run if it is there."""
-    loss, symmetry = plan.subject.loss, plan.subject.symmetry
-    if not run.has(MINIMA):
-        with tracked(1, "searching minima", quiet) as tracker:
-            found = find_minima(loss, plan.starts(), symmetry, tracker.report(MINIMA))
-        run.write_chunk(MINIMA, _search_arrays(found), {})
-        return found
-    arrays, _ = run.read_chunk(MINIMA)
-    known = Attractors(arrays["centers"], arrays["roots"], arrays["radii"])
-    return landscape_of(loss, symmetry, Quench(arrays["labels"], known))
-
-
-def _search_arrays(found: Landscape) -> Arrays:
-    known = found.attractors
-    return {
-        "centers": known.centers,
-        "roots": known.roots,
-        "radii": known.radii,
-        "labels": found.labels,
-    }
 
 
 def tasks(plan: Plan, landscape: Landscape) -> list[Task]:

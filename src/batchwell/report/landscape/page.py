@@ -43,13 +43,16 @@ def page(result: LandscapeResult) -> Document:
 
 
 def _description(result: LandscapeResult) -> str:
-    scape, record = result.landscape, result.record
+    scape = result.landscape
     if scape is None:
         return ""
     loss = scape.loss
     source = f"{loss.n} examples" if loss.noise is None else f"{loss.noise.name} noise"
-    rate = record.get("learning_rate", 0.0)
-    return f"{loss.dim} parameters, {source}, learning rate {rate:g}"
+    return f"{loss.dim} parameters, {source}, learning rate {_rate(result):g}"
+
+
+def _rate(result: LandscapeResult) -> float:
+    return float(result.record.get("learning_rate") or 0.0)
 
 
 def summary(result: LandscapeResult) -> Table:
@@ -115,7 +118,7 @@ def _schedule_section(result: LandscapeResult) -> Section:
     return Section(
         key,
         title,
-        wording.sentence(plan.verdict) + ".",
+        f"At η = {_rate(result):g}, {plan.verdict}.",
         ("pontryagin", "hajek", "smith"),
         figures.schedule_figure(result),
         long_tables=(table,),

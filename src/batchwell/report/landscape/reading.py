@@ -17,7 +17,7 @@ from ...landscape import (
     disconnectivity_tree,
 )
 from ...metastable import MarkovNetwork, Schedule, SchedulePlan, Stage, TransitionRates
-from ...metastable.network import laws_over
+from ...metastable.network import from_draws, laws_over
 from ...metastable.verify import WORTH
 
 QUARTER = 0.25
@@ -161,20 +161,60 @@ def cells(result: LandscapeResult) -> list[Cell]:
             drawn = run.predicted(network, members)[:, -1]
             found = run.measured(members)[-1]
             if max(drawn[0], found.value) >= WORTH:
-                predicted = _with_interval(drawn)
+                predicted = from_draws(float(drawn[0]), drawn[1:])
                 out.append(Cell(run.schedule.name, label, predicted, found))
     return out
-
-
-def _with_interval(drawn: np.ndarray) -> Estimate:
-    value, rest = float(drawn[0]), drawn[1:] if len(drawn) > 1 else drawn
-    low, high = (float(v) for v in np.percentile(rest, [2.5, 97.5]))
-    ends = (min(low, value), max(high, value))
-    return Estimate(value, float(np.std(rest)), ends, "1", "Markov network", len(rest))
 
 
 def set_share(
     network: MarkovNetwork, start: Sequence[float], stages: Sequence[Stage], members: np.ndarray
 ) -> Estimate:
     """Predicted share in `members` (m,) at the end of `stages`."""
-    return _with_interval(laws_over(network, start, stages)[-1][:, members].sum(axis=1))
+    drawn = laws_over(network, start, stages)[-1][:, members].sum(axis=1)
+    return from_draws(float(drawn[0]), drawn[1:])
+
+
+def numbers(result: LandscapeResult) -> dict[str, Any]:
+    """Everything measured and predicted as JSON-safe rows: what ``estimates.json`` keeps."""
+    scape, rates, plan = result.landscape, result.rates, result.plan
+    minima = scape.minima if scape is not None else ()
+    names = {-1: None, -2: None} | {k: m.label for k, m in enumerate(minima)}
+    return {
+        "name": result.name,
+        "finished": result.finished,
+        "budget": result.budget,
+        "settings": {k: v for k, v in result.record.items() if k != "versions"},
+        "versions": dict(result.record.get("versions", {})),
+        "minima": [_fields(m, ("label", "loss", "lambda_max", "lambda_min", "trace",
+                               "noise_trace", "alignment", "starts")) for m in minima],
+        "notes": [*(scape.notes if scape is not None else ()),
+                  *(rates.notes if rates is not None else ())],
+        "passes": [
+            {"label": s.label, "between": [names[e] for e in s.ends], "loss": s.loss,
+             "negative_eigenvalue": float(s.eigenvalues[0])}
+            for s in result.saddles
+        ],
+        "stays": [
+            {**_fields(r, ("state", "batch_size", "exits")), "steps": r.time.to_dict(),
+             "by": [e.to_dict() for e in r.evidence]}
+            for r in (rates.escapes if rates is not None else ())
+        ],
+        "rates": [
+            {**_fields(r, ("source", "target", "batch_size", "jumps")), "rate": r.rate.to_dict()}
+            for r in (rates.edges if rates is not None else ())
+        ],
+        "schedules": [
+            {"name": s.name, "stages": [[p.batch_size, p.steps] for p in s.stages],
+             "predicted": s.score.to_dict()}
+            for s in ((plan.best, *plan.rivals) if plan is not None else ())
+        ],
+        "final_shares": [
+            {**_fields(c, ("schedule", "state")), "predicted": c.predicted.to_dict(),
+             "measured": c.measured.to_dict()}
+            for c in cells(result)
+        ],
+    }  # fmt: skip
+
+
+def _fields(row: Any, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in names}

@@ -81,13 +81,7 @@ def _landscape(result: LandscapeResult) -> str:
         f"{wording.number(minima[0].lambda_max)} to {wording.number(minima[-1].lambda_max)}) and "
         f"{wording.counted(joins, 'pass', 'passes')} between two of them."
     )
-    lost = result.landscape.undecided
-    if lost:
-        text += (
-            f" From {wording.counted(lost, 'start')} of {result.landscape.starts} no isolated "
-            "minimum was reached: the loss has flat directions, or falls without end, there "
-            "(weight decay, or fixing what a continuous symmetry moves, would mend it)."
-        )
+    text = " ".join([text, *result.landscape.notes])
     explained, total = result.joined_crossings
     if total:
         text += (

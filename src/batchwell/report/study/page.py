@@ -79,29 +79,42 @@ def facts(result: StudyResult) -> str:
     return f"{listing(found)}.{made} in {duration(result.seconds)}."
 
 
-def page(result: StudyResult) -> Document:
-    """The page of a result of any kind; unfinished ones carry a banner that says what is missing."""
+def page(result: StudyResult, network: Document | None = None) -> Document:
+    """The page of a result of any kind; unfinished ones carry a banner that says what is missing.
+
+    `network` is the page of the same minima as a network (`report.landscape.page`): its answer and
+    its sections, but for its settings, become part of this one.
+    """
     result = reading.usable(result)
     missing = "; ".join(reading.missing(result)) or "the last pieces"
+    own = [section_of(row, result) for row in sections.SECTIONS]
+    texts = [answer(result)]
+    if network is not None:
+        texts.append(network.answer)
+        place = [section.key for section in own].index("minima")
+        own[place:place] = [s for s in network.sections if s.key != "settings"]
     return Document(
         result.name,
         result.title,
-        answer(result),
-        tuple(section_of(row, result) for row in sections.SECTIONS),
+        "\n\n".join(texts),
+        tuple(own),
         result.description,
         facts(result),
         tables.glance(result),
         FINE if result.escapes or result.finals else "",
         None if result.finished else (missing, sections.settings(result).resume),
+        network.scripts if network is not None else (),
     )
 
 
-def render(result: StudyResult) -> str:
-    """The whole report of a study as one HTML text."""
-    return document.render(page(result))
+def render(result: StudyResult, network: Document | None = None) -> str:
+    """The whole report of a study as one HTML text (see `page`)."""
+    return document.render(page(result, network))
 
 
-def write(result: StudyResult, path: str | os.PathLike[str]) -> Path:
+def write(
+    result: StudyResult, path: str | os.PathLike[str], network: Document | None = None
+) -> Path:
     """Write the report of a study to `path`, all or nothing.
 
     Raises
@@ -111,4 +124,4 @@ def write(result: StudyResult, path: str | os.PathLike[str]) -> Path:
     RunError
         The disk is full.
     """
-    return document.write(page(result), path)
+    return document.write(page(result, network), path)
