@@ -75,8 +75,10 @@ def test_prefactor_of_a_drift_that_is_no_gradient():
 
 
 def test_sharp_refuses_a_chain_it_has_no_law_for():
-    noisy = SGD(additive(lambda x: (x @ x - 1) ** 2 / 4, "laplace"), 0.1)
-    with pytest.raises(InputError, match="Gaussian"):
+    with pytest.raises(InputError, match=r"momentum = 0\.5"):
+        mean_exit_time(SGD(WELL, 0.1, momentum=0.5), [-1.0], ACROSS, "sharp")
+    noisy = SGD(additive(lambda x: (x @ x - 1) ** 2 / 4, "student_t"), 0.1)
+    with pytest.raises(InputError, match="exponential moments"):
         mean_exit_time(noisy, [-1.0], ACROSS, "sharp")
 
 
@@ -174,10 +176,12 @@ def test_comparison_keeps_refusals_and_pairs():
         ["direct", "law", "sharp", "action"],
         {"direct": {"paths": 512, "seed": 4}},
     )
-    assert set(out.answers) == {"direct", "law", "action"}
-    assert "Gaussian" in out.refused["sharp"]
-    assert len(out.pairs) == 3
+    assert set(out.answers) == {"direct", "law", "sharp", "action"}
+    assert len(out.pairs) == 6
     assert out.agree, out.verdict
+    out = compare_exit_times(noisy, [-1.0], ACROSS, ["law", "importance"])
+    assert set(out.answers) == {"law"}
+    assert "Gaussian" in out.refused["importance"]
 
 
 def test_batch_size_that_holds():

@@ -42,7 +42,7 @@ class Hamiltonian:
     local
         ``local(x)``: what of the data is needed at x, a pytree.
     cumulant
-        ``cumulant(local(x), p)``: H(x, p), scalar.
+        ``cumulant(local(x), p)``: H(x, p), scalar; also of complex p.
     quadratic
         Whether H is ``b . p + p . Sigma p / 2``; then `local` is (b, Sigma).
     noise
@@ -256,8 +256,8 @@ def _cumulant(name: str) -> Callable[[Array], Array]:
 
 
 def _minus_log(y: Array) -> Array:
-    safe = jnp.where(y > 0, y, 1.0)
-    return jnp.where(y > 0, -jnp.log(safe), jnp.inf)
+    good = jnp.real(y) > 0
+    return jnp.where(good, -jnp.log(jnp.where(good, y, 1.0)), jnp.inf)
 
 
 # log(sinh a / a) = sum_n 2^(2n-1) B_2n a^2n / (n (2n)!)
@@ -269,7 +269,8 @@ _SERIES = [
 def _log_sinhc(k: Array) -> Array:
     a = jnp.sqrt(3.0) * k
     small = jnp.abs(a) < 0.5
-    near, far = jnp.where(small, a, 0.0) ** 2, jnp.where(small, 1.0, jnp.abs(a))
+    outwards = jnp.where(jnp.real(a) < 0, -a, a)
+    near, far = jnp.where(small, a, 0.0) ** 2, jnp.where(small, 1.0, outwards)
     series = jnp.zeros_like(near)
     for c in reversed(_SERIES):
         series = (series + c) * near

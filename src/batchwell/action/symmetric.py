@@ -35,9 +35,23 @@ def log_mean_symmetric(exponents: Array, size: int) -> Array:
     >>> float(log_mean_symmetric(jnp.log(jnp.array([1.0, 2.0, 3.0])), 2).round(9))
     1.299282984
     """
+    if jnp.iscomplexobj(exponents):
+        return _turned(exponents, size)
     shift = jax.lax.stop_gradient(jnp.mean(exponents))
     # d(mean) = 0 by the stop: the derivative of `size * shift` is in the chances' sum, B.
     return _centred(exponents - shift, size) + size * shift
+
+
+def _turned(k: Array, size: int) -> Array:
+    """The same for complex k (n,), on the circle of their real parts; no derivatives."""
+    n = k.shape[0]
+    half = jnp.asarray(_angles(n, size))
+    angles, start = jnp.concatenate([half, -half]), math.log(size / (n - size))
+    rho = _saddle(jnp.real(k), size)
+    turned = jnp.exp(k + rho + 1j * angles[:, None])
+    terms = jnp.sum(jnp.log1p(turned) - math.log1p(size / (n - size)), axis=1)
+    parts = jnp.exp(terms - 1j * size * angles - size * (rho - start))
+    return jnp.log(jnp.mean(parts)) - _flat(n, size)
 
 
 class _Nodes(NamedTuple):

@@ -1,10 +1,12 @@
-"""Sharp exit times: exponent and prefactor, for diffusions and for the Gaussian chain.
+"""Sharp exit times: exponent and prefactor, for diffusions and for SGD itself.
 
 Diffusions: Eyring-Kramers with a prefactor carried along the instanton, which covers Ito
 noise that depends on the state and drifts that are no gradient. Bouchet & Reygner, "Generalisation
 of the Eyring-Kramers transition rate formula to irreversible diffusion processes" (Ann. Henri
 Poincare 17, 2016), eq. 1.10; over a boundary against the drift: Naeh, Klosek, Matkowsky & Schuss,
-SIAM J. Appl. Math. 50 (1990). Gaussian SGD at finite learning rate: see `discrete_kramers`.
+SIAM J. Appl. Math. 50 (1990). SGD: the same with its own Hamiltonian, the shift of the
+exponent by finite steps and the overshoot of the boundary (`amplitude`). Isotropic Gaussian SGD
+over a saddle, to the next order in the learning rate: `discrete_kramers`.
 """
 
 from __future__ import annotations
@@ -22,8 +24,12 @@ from ..domain import Domain
 from ..dynamics import SGD, Process
 from ..errors import InputError, RunError
 from ..estimate import Estimate
+from .amplitude import amplitude, inverse_covariance, log_overshoot, step_shift
 from .channels import Channel, channels
 from .regime import attractor, drift_of
+
+# Mean limiting overshoot of a driftless Gaussian walk in units of a step: -zeta(1/2)/sqrt(2 pi).
+OVERSHOOT = 0.5825971579390107
 
 
 def sharp(process: Process, start: ArrayLike, domain: Domain, **options: Any) -> Estimate:
@@ -36,10 +42,10 @@ def sharp(process: Process, start: ArrayLike, domain: Domain, **options: Any) ->
     Raises
     ------
     InputError
-        SGD whose noise is not Gaussian, isotropic and independent of x (use `law`,
-        `action` or `splitting`), a bad start, or a domain without a level function.
+        Momentum, noise without exponential moments, reshuffled epochs, a bad start, or a domain
+        without a level function.
     RunError
-        A degenerate way out (a vanishing determinant), or none found.
+        A degenerate way out (a vanishing determinant), none found, or bounded noise.
 
     Examples
     --------
@@ -48,26 +54,50 @@ def sharp(process: Process, start: ArrayLike, domain: Domain, **options: Any) ->
     >>> out = sharp(diffusion_approximation(SGD(well, 0.05)), [-1.0], half_space([1.0], 1.0))
     >>> round(out.value * 0.05, -1)  # 4.442883 exp(.5 / eps)
     97860.0
+
+    SGD with coin noise leaves |x| < .8 of f = x^2/2 after 30777 steps (`law`); its diffusion, 988.
+
+    >>> from batchwell import ball
+    >>> coins = SGD(additive(lambda x: x @ x / 2, "rademacher"), 0.1)
+    >>> round(sharp(coins, [0.0], ball([0.0], 0.8)).value, -2)
+    30900.0
     """
     if domain.level is None:
         raise InputError("domain", domain.name, "must have a level function here")
     minimum = attractor(process, start, domain)
     h = hamiltonian(process)
-    if isinstance(process, SGD):
-        _check_chain(process, h)
+    if isinstance(process, SGD) and process.momentum:
+        raise InputError("momentum", process.momentum, "must be 0: no sharp law knows memory")
     ways = channels(process, minimum, domain, **options)
-    rule: Any = discrete_kramers if isinstance(process, SGD) else kramers
-    logs = np.array([rule(process, h, minimum, way, domain) for way in ways])
-    log_steps = -float(np.logaddexp.reduce(-logs)) - (
-        0.0 if isinstance(process, SGD) else math.log(process.learning_rate)
+    logs = np.array([_log_steps(process, h, minimum, way, domain) for way in ways])
+    return _estimate(
+        -float(np.logaddexp.reduce(-logs)), ways, process, _coarse(process, h, minimum)
     )
-    return _estimate(log_steps, ways, process)
 
 
-def _estimate(log_steps: float, ways: list[Channel], process: Process) -> Estimate:
+def _coarse(process: Process, h: Hamiltonian, minimum: np.ndarray) -> float:
+    """Relative error by steps of finite size: eta times the fastest rate at the minimum, over 4."""
+    if not isinstance(process, SGD):
+        return 0.0
+    rates = np.linalg.eigvals(np.asarray(jax.jacfwd(h.drift)(jnp.asarray(minimum))))
+    return process.learning_rate * float(np.abs(rates).max()) / 4
+
+
+def _log_steps(
+    process: Process, h: Hamiltonian, minimum: np.ndarray, way: Channel, domain: Domain
+) -> float:
+    """Log of the mean number of steps to leave by `way` alone."""
+    if not isinstance(process, SGD):
+        return kramers(process, h, minimum, way, domain) - math.log(process.learning_rate)
+    if isotropic(h) and way.saddle is not None and not way.on_boundary:
+        return discrete_kramers(process, h, minimum, way, domain)
+    return chain_kramers(process, h, minimum, way, domain)
+
+
+def _estimate(log_steps: float, ways: list[Channel], process: Process, coarse: float) -> Estimate:
     value = math.exp(log_steps) if log_steps < 700 else math.inf
     exponent = ways[0].path.exponent
-    relative = 1.0 / max(exponent, 1.0)
+    relative = 1.0 / max(exponent, 1.0) + coarse
     notes = [
         f"log of the mean exit time in steps: {log_steps:.6g}; V/eps = {exponent:.6g}; "
         f"{len(ways)} way(s) out; expected relative error {relative:.2g}"
@@ -92,22 +122,18 @@ def _estimate(log_steps: float, ways: list[Channel], process: Process) -> Estima
     )
 
 
-def _check_chain(process: SGD, h: Hamiltonian) -> None:
-    isotropic = h.noise is not None and np.allclose(h.noise, h.noise[0, 0] * np.eye(h.dim))
-    if not (h.quadratic and isotropic and process.momentum == 0):
-        raise InputError(
-            "process",
-            "this SGD",
-            "must have isotropic Gaussian gradient noise that "
-            "does not depend on x, and no momentum, for a sharp law of the chain",
-        )
+def isotropic(h: Hamiltonian) -> bool:
+    """Whether the noise is Gaussian, the same in all directions and everywhere."""
+    if not h.quadratic or h.noise is None:
+        return False
+    return bool(np.allclose(h.noise, h.noise[0, 0] * np.eye(h.dim)))
 
 
 def kramers(
     process: Any, h: Hamiltonian, minimum: np.ndarray, way: Channel, domain: Domain
 ) -> float:
     """Log of the mean time (units of t) to leave by `way` alone, for a diffusion."""
-    at_minimum = _inverse_covariance(h, minimum)
+    at_minimum = inverse_covariance(h, minimum)
     carried, at_end = amplitude(h, at_minimum, way.path, way.saddle is not None)
     log_time = way.path.exponent + carried - 0.5 * np.linalg.slogdet(at_minimum)[1]
     if way.saddle is None:
@@ -115,10 +141,41 @@ def kramers(
     growth = float(way.saddle.rates[0].real)
     # At a resonance (rates lambda and -lambda) no equation at the saddle alone determines V''
     # there: take it as carried along the path.
-    at_saddle = at_end if resonance(way) else _inverse_covariance(h, way.saddle.x)
+    at_saddle = at_end if resonance(way) else inverse_covariance(h, way.saddle.x)
     half = math.log(2.0) if way.on_boundary else 0.0
     log_time += math.log(2 * math.pi / growth) + 0.5 * np.linalg.slogdet(at_saddle)[1] - half
     return float(log_time)
+
+
+def chain_kramers(
+    process: SGD, h: Hamiltonian, minimum: np.ndarray, way: Channel, domain: Domain
+) -> float:
+    """Log of the mean number of steps to leave by `way` alone, for SGD with any light-tailed noise.
+
+    Relative error O(eta) + O(eps): V1 is the first order of the steps' shift of the exponent.
+    """
+    eta, eps = process.learning_rate, h.temperature
+    log_time = kramers(process, h, minimum, way, domain) - math.log(eta)
+    log_time += eta / eps * step_shift(h, way.path)
+    if way.saddle is None:
+        return log_time - log_overshoot(h, way.path.end, way.path.theta[-1], eta / eps)
+    growth = float(way.saddle.rates[0].real)
+    log_time += math.log(eta * growth / math.log1p(eta * growth))
+    if way.on_boundary:
+        log_time += _later(eta * growth)
+    return log_time
+
+
+def _later(rate: float) -> float:
+    """Log of what overshoot adds to times out at a saddle on the boundary, growth 1 + `rate` a step.
+
+    Leaving at a height y beyond the saddle takes the share Phi(y / s) of the time to pass it for
+    good, s^2 the variance across it; steps see the boundary 0.5826 of their size further out
+    (Siegmund (1985), ch. 8).
+    """
+    from scipy.special import log_ndtr
+
+    return float(log_ndtr(OVERSHOOT * math.sqrt(2 * rate))) - math.log(0.5)
 
 
 def resonance(way: Channel) -> bool:
@@ -135,120 +192,6 @@ def _shared_saddle(ways: list[Channel]) -> bool:
     return any(np.allclose(a, b) for i, a in enumerate(ends) for b in ends[:i])
 
 
-def _inverse_covariance(h: Hamiltonian, x: np.ndarray) -> np.ndarray:
-    """Second derivatives of V at a zero of the drift: C^-1 with A C + C A^T + Sigma = 0."""
-    from scipy.linalg import solve_continuous_lyapunov
-
-    a = np.asarray(jax.jacfwd(h.drift)(jnp.asarray(x)))
-    c = solve_continuous_lyapunov(a, -np.asarray(h.tensor(jnp.asarray(x))))
-    return np.asarray(np.linalg.inv(c))
-
-
-def amplitude(
-    h: Hamiltonian, at_minimum: np.ndarray, path: Instanton, ends_at_rest: bool
-) -> tuple[float, np.ndarray]:
-    """(integral of F dt along the instanton, second derivatives of V at its end).
-
-    Q = V'' obeys ``dQ/dt = -(H_xx + H_xp Q + Q H_px + Q H_pp Q)`` and the amplitude of the
-    quasi-stationary density ``d log K / dt = -F``, with
-    ``F = div b + (d_i Sigma_ij) theta_j + Sigma : Q / 2``. Integrated in r = log(s / (1 - s)), in
-    which time runs evenly at both ends. Near a saddle the equation is unstable along the path,
-    where Q is known, ``Q dx = d theta``: in the second half only Q across the path is integrated. A
-    polynomial curve of K terms does not resolve the last 2 / K^2 of its approach to a saddle,
-    where F vanishes anyway: the integral stops there.
-    """
-    from scipy.integrate import solve_ivp
-
-    d, spline = h.dim, _splines(h, path)
-    by_angle = spline.derivative()
-    square, at = d * d, 3 * h.dim**2
-
-    def whole_q(row: np.ndarray, slope: np.ndarray, across: np.ndarray) -> np.ndarray:
-        e, pace = row[at + 1 : at + 1 + d], row[-1]
-        e = e / np.linalg.norm(e)
-        known = slope[at + 1 + d : at + 1 + 2 * d] / pace
-        p = np.eye(d) - np.outer(e, e)
-        mixed = np.outer(e, known) + np.outer(known, e) - (e @ known) * np.outer(e, e)
-        return np.asarray(p @ across @ p + mixed)
-
-    def both(r: float) -> tuple[np.ndarray, np.ndarray]:
-        angle = 2 * math.atan(math.exp(0.5 * r))
-        return spline(angle), by_angle(angle) * (0.5 * math.sin(angle))
-
-    def full(r: float, state: np.ndarray) -> np.ndarray:
-        row, q = both(r)[0], state[:-1].reshape(d, d)
-        change, f = flow(row, q)
-        return np.concatenate([change.ravel(), [f]])
-
-    def flow(row: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, float]:
-        xx, px, pp = (row[k * square : (k + 1) * square].reshape(d, d) for k in range(3))
-        time = row[-2]
-        change = -(xx + px.T @ q + q @ px + q @ pp @ q) * time
-        return change, (row[at] + 0.5 * np.sum(pp * q)) * time
-
-    def across_only(r: float, state: np.ndarray) -> np.ndarray:
-        row, slope = both(r)
-        q = whole_q(row, slope, state[:-1].reshape(d, d))
-        change, f = flow(row, q)
-        e, de = row[at + 1 : at + 1 + d], slope[at + 1 : at + 1 + d]
-        p, dp = np.eye(d) - np.outer(e, e), -np.outer(de, e) - np.outer(e, de)
-        across = p @ change @ p + dp @ q @ p + p @ q @ dp
-        return np.concatenate([across.ravel(), [f]])
-
-    low, high = np.log(path.parameter / (1 - path.parameter))[[0, -1]]
-    terms = len(path.coefficients)
-    if ends_at_rest and terms:
-        high = min(high, math.log(terms**2 / 2 - 1))
-    state = np.concatenate([at_minimum.ravel(), [0.0]])
-    # In one dimension all of Q is known from the path.
-    parts = [(across_only, low, high)] if d == 1 else [(full, low, 0.0), (across_only, 0.0, high)]
-    for rates, begin, stop in parts:
-        done = solve_ivp(rates, (begin, stop), state, method="LSODA", rtol=1e-8, atol=1e-10)
-        state = done.y[:, -1]
-        if not done.success or not np.all(np.isfinite(state)):
-            raise RunError("the second derivatives of V blow up along the instanton (a caustic)")
-    q = whole_q(*both(high), state[:-1].reshape(d, d))
-    return float(state[-1]), 0.5 * (q + q.T)
-
-
-def _splines(h: Hamiltonian, path: Instanton) -> Any:
-    """Second derivatives of H, tangent, theta, dt/dr and |dx|/dr, r = log(s / (1 - s)).
-
-    As functions of the angle with s = (1 - cos angle) / 2, in which the points are evenly spread.
-    """
-    from scipy.interpolate import make_interp_spline
-
-    s = path.parameter
-    angle, jac = np.arccos(1 - 2 * s), s * (1 - s)
-    velocity = (
-        make_interp_spline(angle, path.path, k=5).derivative()(angle)
-        / (0.5 * np.sin(angle))[:, None]
-    )
-    speed = np.linalg.norm(velocity, axis=1)
-    columns = [
-        _along(h, path),
-        velocity / speed[:, None],
-        path.theta,
-        (path.clock * jac)[:, None],
-        (speed * jac)[:, None],
-    ]
-    return make_interp_spline(angle, np.concatenate(columns, axis=1), k=5)
-
-
-def _along(h: Hamiltonian, path: Instanton) -> np.ndarray:
-    """Rows of H_xx, H_px (row p, column x), H_pp, div b + (d_i Sigma_ij) theta_j, for each point."""
-    value = h.value
-
-    def row(x: Any, p: Any) -> Any:
-        xx = jax.hessian(value, argnums=0)(x, p)
-        px = jax.jacfwd(jax.grad(value, argnums=1), argnums=0)(x, p)
-        pp = h.tensor(x)
-        # tr H_px at theta is div b + (d_i Sigma_ij) theta_j.
-        return jnp.concatenate([xx.ravel(), px.ravel(), pp.ravel(), jnp.trace(px)[None]])
-
-    return np.asarray(jax.jit(jax.vmap(row))(jnp.asarray(path.path), jnp.asarray(path.theta)))
-
-
 def _boundary_factor(h: Hamiltonian, path: Instanton, q: np.ndarray, domain: Domain) -> float:
     """Log of time's factor for exits over the boundary, drift pointing inwards there.
 
@@ -259,7 +202,7 @@ def _boundary_factor(h: Hamiltonian, path: Instanton, q: np.ndarray, domain: Dom
     x, theta = jnp.asarray(path.end), path.theta[-1]
     slope = np.asarray(jax.grad(domain.level)(x))
     normal = slope / np.linalg.norm(slope)
-    velocity = np.asarray(h.drift(x)) + np.asarray(h.tensor(x)) @ theta
+    velocity = np.asarray(jax.grad(h.value, argnums=1)(x, jnp.asarray(theta)))
     speed = float(velocity @ normal)
     if speed <= 0:
         raise RunError(

@@ -1,0 +1,99 @@
+"""The sharp law of SGD with noise of any shape against the chain's own exact law."""
+
+import math
+
+import numpy as np
+import pytest
+
+from batchwell import SGD, additive, ball, box, finite_sum, half_space
+from batchwell._jax import jnp
+from batchwell.action import hamiltonian, instantons
+from batchwell.action.symmetric import log_mean_symmetric
+from batchwell.exits import mean_exit_time
+from batchwell.exits.amplitude import log_overshoot, step_shift
+
+
+def bowl(law, scale=1.0):
+    return additive(lambda x: x @ x / 2, law, scale=scale)
+
+
+def well(law):
+    return additive(lambda x: (x @ x - 1) ** 2 / 4, law)
+
+
+UNEVEN = box([-1.3], [0.75])
+CASES = [
+    (bowl("gaussian"), [0.0], UNEVEN, 0.1),
+    (bowl("uniform"), [0.0], UNEVEN, 0.1),
+    (bowl("exponential"), [0.0], UNEVEN, 0.06),
+    (well("uniform"), [-1.0], half_space([1.0], 1.0), 0.08),
+    (well("gaussian"), [-1.0], half_space([1.0], 0.0), 0.08),
+]
+
+
+@pytest.mark.parametrize(("loss", "start", "domain", "eta"), CASES)
+def test_any_noise_to_what_is_stated(loss, start, domain, eta):
+    sgd = SGD(loss, eta)
+    exact = mean_exit_time(sgd, start, domain, "law").value
+    found = mean_exit_time(sgd, start, domain, "sharp")
+    assert found.interval[0] < exact < found.interval[1]
+    # A factor 2 left out or put in is seen.
+    assert found.interval[1] / found.interval[0] < 2
+
+
+def test_the_error_falls_with_the_learning_rate():
+    off = []
+    for eta in (0.12, 0.06, 0.03):
+        sgd = SGD(bowl("uniform"), eta, 1)
+        exact = mean_exit_time(sgd, [0.0], UNEVEN, "law").value
+        off.append(math.log(mean_exit_time(sgd, [0.0], UNEVEN, "sharp").value / exact))
+    assert abs(off[2]) < 0.02
+    assert abs(off[2]) < 0.7 * abs(off[0])
+
+
+def test_overshoot_of_gaussian_steps_is_siegmunds():
+    # nu = (2 / a^2) exp(-2 sum_n Phi(-a sqrt(n) / 2) / n), a = theta sigma sqrt(eta / eps).
+    from scipy.stats import norm
+
+    h = hamiltonian(SGD(bowl("gaussian", 0.7), 0.1))
+    x, ratio = np.array([0.6]), 3.0
+    theta = 2 * x / 0.49  # H(x, theta) = 0
+    a = float(theta[0]) * 0.7 * math.sqrt(ratio)
+    n = np.arange(1, 4000)
+    expected = math.log(2 / a**2) - 2 * float(np.sum(norm.cdf(-a * np.sqrt(n) / 2) / n))
+    assert log_overshoot(h, x, theta, ratio) == pytest.approx(expected, abs=1e-6)
+    assert abs(log_overshoot(h, x, theta, 1e-8)) < 1e-3
+
+
+def test_shift_of_a_linear_chain_is_its_stationary_law():
+    # V(eta) = x^2 (2 - eta) / (2 s^2), whatever the scale s of the Gaussian noise.
+    sgd = SGD(bowl("gaussian", 0.7), 0.1)
+    path = instantons(sgd, [0.0], [0.9])[0]
+    assert step_shift(hamiltonian(sgd), path) == pytest.approx(-(0.9**2) / (2 * 0.49), rel=1e-6)
+
+
+def test_complex_tilts_of_subsets_by_brute_force():
+    import itertools
+
+    rng = np.random.default_rng(3)
+    k = rng.normal(size=7) + 1j * rng.normal(size=7)
+    for size in (1, 3, 6):
+        sums = [np.exp(sum(c)) for c in itertools.combinations(k, size)]
+        found = np.exp(complex(log_mean_symmetric(jnp.asarray(k), size)))
+        assert abs(found - np.mean(sums)) < 1e-12 * abs(np.mean(sums)) + 1e-13
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["with_replacement", "without_replacement"])
+def test_finite_data_in_the_plane_against_splitting(mode):
+    rng = np.random.default_rng(7)
+    data = rng.normal(size=(24, 2)) * [1.0, 0.6]
+    data -= data.mean(axis=0)
+    loss = finite_sum(lambda x, z: x @ x / 2 - x @ z + 0.1 * x[0] * x[1] ** 2, data, 2)
+    sgd, domain = SGD(loss, 0.15, 3, mode), ball([0.0, 0.0], 0.75)
+    found = mean_exit_time(sgd, [0.0, 0.0], domain, "sharp")
+    options = {"particles": 512, "replicas": 12, "seed": 3}
+    seen = mean_exit_time(sgd, [0.0, 0.0], domain, "splitting", **options)
+    gap = math.log(found.value / seen.value)
+    stated = math.log(found.interval[1] / found.value)
+    assert abs(gap) < stated + 4 * seen.stderr / seen.value
