@@ -107,7 +107,19 @@ def whole(key: str, value: Any, at_least: int = 1) -> int:
 
 
 def one_of(key: str, value: Any, choices: Iterable[str]) -> str:
-    """`value` if it is one of `choices`, or `InputError` listing them."""
+    """`value` if it is one of `choices`, or `InputError` listing them, and the nearest if any is near.
+
+    >>> one_of("sampling", "with_replacment", ["with_replacement", "reshuffle"])
+    Traceback (most recent call last):
+    ...
+    batchwell.errors.InputError: sampling = 'with_replacment': must be one of with_replacement, \
+reshuffle; did you mean with_replacement?
+    """
     names = list(choices)
-    require(value in names, key, value, "must be one of " + ", ".join(names))
-    return str(value)
+    if value in names:
+        return str(value)
+    from difflib import get_close_matches  # a millisecond that only a refusal pays
+
+    allowed = "must be one of " + ", ".join(names)
+    near = get_close_matches(str(value), names, 1)
+    raise InputError(key, value, f"{allowed}; did you mean {near[0]}?" if near else allowed)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError, finite, require
+from .errors import InputError, finite, one_of, require
 from .streams import uniform
 
 Words = list[Any]
@@ -204,7 +204,7 @@ def noise_law(name: str | Noise, parameter: float | None = None) -> Noise:
     """
     if isinstance(name, Noise):
         return name
-    require(name in NOISES, "noise", name, "must be one of " + ", ".join(NOISES))
+    one_of("noise", name, NOISES)
     if parameter is None:
         return NOISES[name]()
     if name not in ("student_t", "pareto"):

@@ -62,6 +62,15 @@ def test_an_unknown_problem_lists_the_gallery():
         problem("triple-well")
 
 
+@pytest.mark.parametrize(
+    ("given", "ending"),
+    [("double_well", r"; did you mean double-well\?$"), ("cosine", "[a-z]$"), (3, "[a-z]$")],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(given, ending):
+    with pytest.raises(InputError, match="must be one of double-well, .*" + ending):
+        problem(given)
+
+
 def mean_exit_time(force, sigma2, start, low, high) -> float:
     """1-D mean exit time by quadrature; `low` reflecting if -inf, `high` absorbing; start inside.
 

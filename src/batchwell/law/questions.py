@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InputError, RunError, require, whole
+from ..errors import InputError, RunError, one_of, require, whole
 from ..estimate import Estimate
 from .operator import Operator, check_point, deterministic, exact_answer
 
@@ -131,7 +131,7 @@ def exit_position(op: Operator, x0: ArrayLike) -> dict[str, Estimate]:
 
 def committor_values(op: Operator, part: str) -> Floats:
     """Chance of leaving through `part` from every node, (n,), on the fine mesh."""
-    require(part in op.parts, "part", part, "must be one of " + ", ".join(op.parts))
+    one_of("part", part, op.parts)
     return op.solve(op.exits[:, op.parts.index(part)])
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import InputError, RunError, positive, require
+from ..errors import RunError, one_of, positive, require
 from ..estimate import LEVEL, Estimate
 from ..law.markov import gth_factor
 from .exponential import exponential
@@ -88,9 +88,7 @@ class MarkovNetwork:
 
     def index(self, label: str) -> int:
         """Which state is called `label`."""
-        if label not in self.labels:
-            raise InputError("state", label, "must be one of " + ", ".join(self.labels))
-        return self.labels.index(label)
+        return self.labels.index(one_of("state", label, self.labels))
 
 
 def known_network(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ..errors import InputError
+from ..errors import one_of
 from ..estimate import _to_json
 
 Trust = Literal["yes", "caution", "no"]
@@ -55,10 +55,8 @@ class Validity:
     notes: tuple[str, ...] = ()
 
     def __getitem__(self, use: str) -> Verdict:
-        for verdict in self.verdicts:
-            if verdict.use == use:
-                return verdict
-        raise InputError("use", use, "must be one of " + ", ".join(USES))
+        one_of("use", use, USES)
+        return next(verdict for verdict in self.verdicts if verdict.use == use)
 
     def __str__(self) -> str:
         return "\n".join(str(v) for v in self.verdicts)
