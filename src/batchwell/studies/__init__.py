@@ -143,7 +143,8 @@ def _carry_out(
     began = time.monotonic()
     landscape: Landscape | None = None
     errors: Mapping[str, str] = {}
-    finished, notes = False, ()
+    finished = False
+    notes: tuple[str, ...] = ()
     question = _question(plan)
     net = _network(plan, record, question)
     try:
