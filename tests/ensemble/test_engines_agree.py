@@ -209,7 +209,7 @@ def test_a_fall_back_names_the_primitive_and_its_cost(primitive, nothing_told):
     process = SGD(additive(WITHOUT_FUSED_FORM[primitive], dim=2), 0.1)
     state = start(process, [0.3, 0.4], 4, seed=0)
     said = (
-        f"because '{primitive}' has no fused form: the same answer to rounding, at roughly 3 to 10"
+        f"because '{primitive}' has no fused form: the same answer to rounding, at roughly 4 to 30"
     )
     with pytest.warns(SlowerEngine, match=said):
         there = advance(process, state, 3)

@@ -1,11 +1,13 @@
 """Running moments and histograms against the same sums taken from stored paths."""
 
+import tracemalloc
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from batchwell import SGD, additive, diffusion
-from batchwell.ensemble import advance, observation, observe, positions, start
+from batchwell import SGD, additive, box, diffusion
+from batchwell.ensemble import advance, first_exits, observation, observe, positions, start
 from batchwell.errors import InputError
 
 PROCESS = SGD(additive(lambda x: jnp.sum(x**4) / 4 - x @ x / 2, dim=2), 0.1)
@@ -59,6 +61,19 @@ def test_calls_may_end_between_two_observations(engine, monkeypatch):
     assert told == list(range(9, 91, 9))
     np.testing.assert_array_equal(one.totals, two.totals)
     assert (one.times, two.counts[0].sum()) == (3, 27)
+
+
+def test_memory_does_not_grow_with_the_length_of_paths():
+    state = start(PROCESS, [0.5, -0.5], 200, seed=1)
+    domain, peaks = box([-5.0, -5.0], [5.0, 5.0]), []
+    for steps in (100, 100, 2000):  # the first of them compiles
+        tracemalloc.start()
+        advance(PROCESS, state, steps)
+        observe(PROCESS, state, steps, watched, bins=(-1, 1, 5))
+        first_exits(PROCESS, [0.5, -0.5], domain, steps, 200, seed=1)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < peaks[1] + 20_000  # paths stored would be 3 MB each
 
 
 def test_substeps_and_float32():

@@ -134,7 +134,7 @@ def fall_back(settings: Settings, reason: str) -> None:
         _told.add(reason)
         warnings.warn(
             f"simulating on XLA because {reason}: the same answer to rounding, "
-            "at roughly 3 to 10 times the time",
+            "at roughly 4 to 30 times the processor time",
             SlowerEngine,
             stacklevel=4,
         )
