@@ -84,6 +84,26 @@ def test_an_undetermined_scale_is_a_limit(tmp_path: Path) -> None:
     assert "more than 80" in page
 
 
+def test_a_limit_short_of_the_prediction_decides_nothing(tmp_path: Path) -> None:
+    bound = {
+        "predicted/exponent": 6.0,
+        "predicted/exponent/low": 6.0,
+        "predicted/exponent/high": "inf",
+    }
+    verdicts = []
+    for low in (5.0, 7.0):
+        came = {"came/exponent": "inf", "came/exponent/low": low, "came/exponent/high": "inf"}
+        page = render(training_page(written(tmp_path, [*ROWS, row(7, 32, **bound, **came)])))
+        verdicts.append(("not decided" in page, "3 predictions" in page))
+    assert verdicts == [(True, False), (False, True)]
+
+
+def test_a_smooth_growth_is_shown_in_a_few_rows(tmp_path: Path) -> None:
+    log = written(tmp_path, [row(k, 16 + k) for k in range(1, 60)])
+    page = render(training_page(log))
+    assert "Changes of the batch size: 12 of 59" in page
+
+
 def test_page_holds_all_sections_and_escapes(tmp_path: Path) -> None:
     odd = {"predicted/<b>": 1.0, "came/<b>": 3.0}
     page = render(training_page(written(tmp_path, [*ROWS, row(7, 32, **odd)])))

@@ -19,6 +19,7 @@ from .updates import learning_rate_of, weight_decay_of
 BATCHES = 8  # of looks that a mean's error is taken from
 LOOKS = 8 * BATCHES
 TOP = 10  # eigenvalues
+SCORED = ("stationary_excess_loss", "eta_lambda_max", "escape_exponent", "saddle_escape")
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -69,7 +70,7 @@ class Forecast:
             spectrum, self._rate, self._size, sampling, barrier=barrier, drop=drop
         )
         for name, value in self.predicted.items():
-            course.record(f"predicted/{name}", value)
+            course.record(f"predicted/{name}" if name in SCORED else name, value)
 
     def look(self) -> bool:
         """After an update: look at the loss when it is time; True when all is said."""

@@ -15,6 +15,7 @@ from ..wording import at_least, counted, estimate, listing, measured, number, wh
 from .reading import Point, Trained, read_log, thinned
 
 LINE, MARKS = 200, 24  # most points of a line, and most marks with an interval, in one panel
+ROWS = 12  # most changes of the batch size in the table
 X_LABEL = "examples seen"
 FINE = (
     "[a, b] is a 95% interval. Clocks count examples. B is the batch size, η the learning rate "
@@ -137,7 +138,7 @@ def _noise_text(log: Trained) -> str:
 
 def _prediction_text(log: Trained) -> str:
     rows = _compared(log)
-    judged = [agree for _, _, came, agree in rows if came is not None]
+    judged = [agree for *_, agree in rows if agree is not None]
     if not judged:
         return ""
     if len(judged) == 1:
@@ -259,16 +260,21 @@ def _schedule(log: Trained) -> Section:
 
 
 def _changes(log: Trained) -> Table:
-    rows, before = [], None
     rates = {p.step: p.value for p in log.points("learning_rate")}
-    for p in log.points("batch_size"):
-        if p.value != before:
-            rows.append(
-                (whole(p.value), whole(p.examples), whole(p.step), number(rates.get(p.step)))
-            )
-            before = p.value
+    sizes = log.points("batch_size")
+    changes = [p for k, p in enumerate(sizes) if k == 0 or p.value != sizes[k - 1].value]
+    # Of a smooth growth a few rows say as much as all.
+    count = min(len(changes), ROWS)
+    last = max(count - 1, 1)
+    shown = [changes[round(k * (len(changes) - 1) / last)] for k in range(count)]
+    rows = [
+        (whole(p.value), whole(p.examples), whole(p.step), number(rates.get(p.step))) for p in shown
+    ]
+    title = "Changes of the batch size"
+    if count < len(changes):
+        title += f": {count} of {len(changes)}"
     columns = ("batch size", "first seen at examples", "at update", "learning rate")
-    return Table("Changes of the batch size", columns, tuple(rows[:LINE]))
+    return Table(title, columns, tuple(rows))
 
 
 def _noise(log: Trained) -> Section:
@@ -316,15 +322,20 @@ def _temperature(log: Trained) -> Section:
     return Section("temperature", "Temperature and sharpness", lead, ("keskar",), figure)
 
 
-def _compared(log: Trained) -> list[tuple[str, Point, Point | None, bool]]:
-    """Predictions and what came: whether their intervals meet."""
+def _compared(log: Trained) -> list[tuple[str, Point, Point | None, bool | None]]:
+    """Predictions and what came: whether their intervals meet; None where that is not decided."""
     came = log.below("came/")
     rows = []
     for name, predicted in log.below("predicted/").items():
         found = came.get(name)
-        meet = found is not None and found.low <= predicted.high and predicted.low <= found.high
-        rows.append((name, predicted, found, meet))
+        rows.append((name, predicted, found, None if found is None else _meet(predicted, found)))
     return rows
+
+
+def _meet(predicted: Point, came: Point) -> bool | None:
+    if math.isinf(came.high) and came.low < predicted.low:
+        return None  # a lower limit that has not reached what was predicted
+    return came.low <= predicted.high and predicted.low <= came.high
 
 
 def _predictions(log: Trained) -> Section:
@@ -339,7 +350,7 @@ def _predictions(log: Trained) -> Section:
             whole(predicted.examples),
             _text(predicted),
             "not yet" if came is None else _text(came),
-            "–" if came is None else ("agree" if meet else _apart(predicted, came)),
+            "–" if came is None else _verdict(predicted, came, meet),
         )
         for name, predicted, came, meet in rows
     )
@@ -350,7 +361,11 @@ def _predictions(log: Trained) -> Section:
     )
 
 
-def _apart(predicted: Point, came: Point) -> str:
+def _verdict(predicted: Point, came: Point, meet: bool | None) -> str:
+    if meet is None:
+        return "not decided: watch for longer"
+    if meet:
+        return "agree"
     if predicted.value and math.isfinite(came.value / predicted.value):
         return f"apart: {measured(came.value / predicted.value)} times the prediction"
     return "apart"
