@@ -41,6 +41,7 @@ def exact_survival(law: SaddleExit, most: int = 100_000) -> Floats:
     23.25265
     """
     require(law.chain, "law", law.method, "must be that of SGD and not of a diffusion")
+    require(not law.times.size, "law", law.method, "must have a single unstable direction")
     most = whole("most", most)
     rate = math.expm1(law.log_growth)
     # y' = (1 + rate) y + noise, written as SGD of -y^2/2 at learning rate `rate`.

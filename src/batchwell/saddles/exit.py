@@ -14,23 +14,29 @@ overshoot of the chain: Siegmund, "Sequential Analysis" (1985), ch. 8.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import logm
+from scipy.special import ndtr
 
 from .._jax import jax, jnp
 from ..domain import Domain
 from ..dynamics import SGD, Process
-from ..errors import InputError, RunError, require
+from ..errors import InputError, require
 from ..estimate import Estimate
+from .degenerate import NO_NOISE, refuse, second_order_seed
+from .index import exit_times, net_of_seeds, seed_covariance, still_to_come, unstable_part
 from .simulated import direct
 
 Floats = NDArray[np.float64]
 EULER_GAMMA = 0.5772156649015329
-# Below this size of the unstable noise, relative to the whole, rounding is what leaves.
-NO_NOISE = 1e-24
+SECOND_ORDER = (
+    "degenerate: no noise along the unstable direction to first order; its seed is taken as Gaussian "
+    "with the mean and variance of second-order noise, good to a constant in the logarithm"
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,9 @@ class SaddleExit:
         Constant, in steps, added for discrete overshoot and for noise on the way.
     chain
         Whether it is the law of SGD and not of a diffusion.
+    times
+        (m,) where several directions grow, or one in a spiral: equally likely exit times in
+        steps, sorted, over a quasi-random net of seeds. Empty for a single direction.
     method, notes
         How the numbers came about, and what they do not say.
     """
@@ -76,6 +85,7 @@ class SaddleExit:
     method: str
     notes: tuple[str, ...] = ()
     chain: bool = True
+    times: Floats = field(default_factory=lambda: np.zeros(0), repr=False)
 
     def survival(self, steps: ArrayLike) -> Floats:
         """Chance of still being inside after `steps` SGD steps, same shape.
@@ -86,6 +96,9 @@ class SaddleExit:
         """
         from scipy.stats import norm
 
+        if self.times.size:
+            left = np.searchsorted(self.times, np.asarray(steps, dtype=float), side="right")
+            return np.asarray(1.0 - left / self.times.size)
         t = np.maximum(np.asarray(steps, dtype=float) - self.shift, 0.0)
         shrink = np.exp(-self.log_growth * t)
         up, down = (length * shrink for length in self.distance)
@@ -95,6 +108,9 @@ class SaddleExit:
     def quantile(self, level: ArrayLike) -> Floats:
         """Steps by which a share `level` of paths has left, same shape."""
         from scipy.optimize import brentq
+
+        if self.times.size:
+            return np.asarray(np.quantile(self.times, np.asarray(level, dtype=float)))
 
         def one(q: float) -> float:
             far = self.shift + 50.0 / self.log_growth + self.mean * 4
@@ -168,11 +184,15 @@ def _drift(process: Process) -> Any:
 
 def _noise(process: Process, x: np.ndarray) -> np.ndarray:
     """Noise tensor per unit of time (d, d) at x."""
-    point = jnp.asarray(x)
-    if isinstance(process, SGD):
-        gain = 1.0 / (1.0 - process.momentum)
-        return gain**2 * process.temperature * np.asarray(process.loss.covariance(point))
-    return np.asarray(process.tensor(point))
+    return np.asarray(_flow_and_noise(process)[1](jnp.asarray(x)))
+
+
+def _flow_and_noise(process: Process) -> tuple[Any, Any]:
+    """Drift (d,) and noise tensor (d, d) per unit of time, as functions of x."""
+    if not isinstance(process, SGD):
+        return process.drift, process.tensor
+    scale = process.temperature / (1.0 - process.momentum) ** 2
+    return _drift(process), lambda x: scale * process.loss.covariance(x)
 
 
 def _check_saddle(process: Process, saddle: ArrayLike, domain: Domain) -> np.ndarray:
@@ -221,8 +241,7 @@ def _law(process: Process, x: np.ndarray, begin: np.ndarray, domain: Domain) -> 
     rates, right = np.linalg.eig(jacobian)
     order = np.argsort(-rates.real)
     rates, right = rates[order], right[:, order]
-    if abs(rates[0].imag) > 1e-9 * abs(rates[0]):
-        raise InputError("saddle", x, "leaves in a spiral (complex growth rate): use method direct")
+    spiral = bool(abs(rates[0].imag) > 1e-9 * abs(rates[0]))
     unstable = rates[rates.real > 1e-12].real
     direction = np.array(right[:, 0].real)
     direction /= np.linalg.norm(direction)
@@ -231,7 +250,6 @@ def _law(process: Process, x: np.ndarray, begin: np.ndarray, domain: Domain) -> 
     left = np.linalg.inv(np.column_stack([direction, right[:, 1:]]))[0].real
     noise = float(left @ _noise(process, x) @ left)
     lam, eta = float(unstable[0]), process.learning_rate
-    _check_noise(process, x, begin, left, noise, lam, eta, domain)
     distance = (_reach(domain, x, direction), _reach(domain, x, -direction))
     require(
         math.isfinite(min(distance)),
@@ -244,7 +262,15 @@ def _law(process: Process, x: np.ndarray, begin: np.ndarray, domain: Domain) -> 
     growth = 1 + eta * lam
     log_growth = math.log(growth) if chain else eta * lam
     variance = eta * noise / (growth**2 - 1) if chain else noise / (2 * lam)
-    shift = _shift(chain, noise, lam, eta, distance)
+    offset = float(left @ (begin - x))
+    extra: tuple[str, ...] = ()
+    if noise <= NO_NOISE * max(float(np.trace(_noise(process, x))), 1e-300):
+        push, variance = second_order_seed(*_flow_and_noise(process), x, left, lam)
+        if variance <= NO_NOISE**2:
+            refuse(x, offset, min(distance), log_growth)
+        offset, noise, extra = offset + push, 2 * lam * variance, (SECOND_ORDER,)
+    seed_std = math.sqrt(variance)
+    shift = _shift(chain, noise, lam, eta, distance, float(ndtr(offset / seed_std)))
     out = SaddleExit(
         math.nan,
         math.nan,
@@ -252,16 +278,70 @@ def _law(process: Process, x: np.ndarray, begin: np.ndarray, domain: Domain) -> 
         unstable,
         direction,
         distance,
-        math.sqrt(variance),
-        float(left @ (begin - x)),
+        seed_std,
+        offset,
         log_growth,
         shift,
         "asymptotic law of the exit from a saddle",
-        _notes(process, unstable, noise, distance, lam),
+        (*extra, *_notes(process, unstable, noise, distance, lam, spiral)),
         chain,
     )
+    if (spiral or len(unstable) > 1) and not extra:
+        return _along_several(process, x, begin, domain, jacobian, out)
     mean, spread, side = _moments(out)
     return replace(out, mean=mean, variance=spread, side=side)
+
+
+def _along_several(
+    process: Process,
+    x: np.ndarray,
+    begin: np.ndarray,
+    domain: Domain,
+    jacobian: np.ndarray,
+    law: SaddleExit,
+) -> SaddleExit:
+    """The law where more than one coordinate grows: an average over seeds."""
+    eta, part = process.learning_rate, unstable_part(jacobian)
+    covariance = seed_covariance(part, _noise(process, x), eta if law.chain else None)
+    centre = part.dual @ (begin - x)
+    seeds, flow = net_of_seeds(covariance, centre), part.flow
+    if law.chain:  # x_k = x + (1 + eta A)^k Z
+        flow = np.asarray(logm(np.eye(len(flow)) + eta * flow).real) / eta
+    part = replace(part, flow=flow)
+    times, points = exit_times(part, seeds, x, domain)
+    times = times - still_to_come(part, covariance, points, x, domain)
+    require(
+        bool(np.all(np.isfinite(times))),
+        "domain",
+        domain.name,
+        "must have a boundary along all unstable directions",
+    )
+    shift = _overshoot_steps(process, x, points, jacobian, domain) if law.chain else 0.0
+    steps = np.sort(times / eta + shift)
+    side = float(np.mean((points - x) @ law.direction > 0))
+    return replace(
+        law,
+        mean=float(steps.mean()),
+        variance=float(steps.var()),
+        side=side,
+        shift=shift,
+        times=steps,
+        method=f"{law.method}, averaged over {len(steps)} seeds",
+    )
+
+
+def _overshoot_steps(
+    process: Process, x: np.ndarray, points: np.ndarray, jacobian: np.ndarray, domain: Domain
+) -> float:
+    """Mean number of steps by which overshoot of the boundary delays what leaves at `points`."""
+    assert domain.level is not None
+    slopes = np.asarray(jax.vmap(jax.grad(domain.level))(jnp.asarray(points[:: len(points) // 64])))
+    normals = slopes / np.linalg.norm(slopes, axis=1, keepdims=True)
+    eta, noise = process.learning_rate, _noise(process, x)
+    speeds = np.einsum("mi,mi->m", normals, (points[:: len(points) // 64] - x) @ jacobian.T)
+    sizes = np.sqrt(eta * np.einsum("mi,ij,mj->m", normals, noise, normals))
+    paces = eta * np.maximum(speeds, 1e-3 * np.abs(speeds).max()) / sizes
+    return float(np.mean([mean_overshoot(p) / p for p in paces]))
 
 
 def _moments(law: SaddleExit) -> tuple[float, float, float]:
@@ -297,15 +377,23 @@ def _folded_nodes(m: float) -> tuple[Floats, Floats]:
 
 
 def _shift(
-    chain: bool, noise: float, lam: float, eta: float, distance: tuple[float, float]
+    chain: bool, noise: float, lam: float, eta: float, distance: tuple[float, float], up: float
 ) -> float:
     """Constant of the mean, in steps: noise on the way out, and the chain's overshoot.
 
     A random walk that moves ``eta lambda L`` a step with noise passes its goal by the mean of
     its limiting overshoot (Siegmund 1985, ch. 8, for Gaussian steps), which takes
-    ``overshoot / (eta lambda L)`` steps more than reaching it would.
+    ``overshoot / (eta lambda L)`` steps more than reaching it would. `up` is the chance of the first
+    of the two distances.
     """
-    length = math.sqrt(distance[0] * distance[1])
+    return sum(
+        chance * _shift_to(chain, noise, lam, eta, length)
+        for chance, length in zip((up, 1 - up), distance, strict=True)
+    )
+
+
+def _shift_to(chain: bool, noise: float, lam: float, eta: float, length: float) -> float:
+    """The constant for a boundary at one distance."""
     on_the_way = -noise / (4 * lam**2 * length**2) / eta
     if not chain:
         return on_the_way
@@ -351,52 +439,24 @@ def _reach(domain: Domain, x: np.ndarray, u: np.ndarray) -> float:
     return float(brentq(at, grid[k - 1] if k else 0.0, grid[k], xtol=1e-14, rtol=1e-13))
 
 
-def _check_noise(
-    process: Process,
-    x: np.ndarray,
-    begin: np.ndarray,
-    left: np.ndarray,
-    noise: float,
-    lam: float,
-    eta: float,
-    domain: Domain,
-) -> None:
-    """Refuse a saddle without noise along its unstable direction, with the time rounding needs."""
-    total = float(np.trace(_noise(process, x)))
-    offset = abs(float(left @ (begin - x)))
-    if noise > NO_NOISE * max(total, 1e-300) or offset > 0:
-        require(
-            noise > 0,
-            "process",
-            "no noise along the unstable direction",
-            "an off-centre start leaves without noise: follow the noiseless flow",
-        )
-        return
-    scale = max(float(np.abs(x).max()), 1e-8)
-    rounding = 2.0**-53 * scale
-    steps = math.log(1.0 / rounding) / (lam * eta)
-    raise RunError(
-        "degenerate saddle: no noise along the unstable direction to first order; second-order "
-        f"noise of size {total:.3g} times the distance cannot leave it either, and rounding "
-        f"({rounding:.2g}) would need about {steps:.3g} steps"
-    )
-
-
 def _notes(
-    process: Process, unstable: np.ndarray, noise: float, distance: tuple[float, float], lam: float
+    process: Process,
+    unstable: np.ndarray,
+    noise: float,
+    distance: tuple[float, float],
+    lam: float,
+    spiral: bool,
 ) -> tuple[str, ...]:
     length = min(distance)
     small = noise / (lam * length**2)
     notes = [f"noise over distance squared {small:.3g} (small means asymptotic)"]
     if small > 0.2:
         notes.append("the noise alone reaches the boundary: use method direct")
-    if len(unstable) > 1 and unstable[1] > 0.8 * unstable[0]:
-        notes.append(
-            f"index {len(unstable)} with a second rate {unstable[1]:.3g} close to the "
-            f"first {unstable[0]:.3g}: both leave together, the mean is an upper bound"
-        )
+    if spiral:
+        notes.append("leaves in a spiral: seed_std and side speak of its first coordinate")
     elif len(unstable) > 1:
-        notes.append(f"index {len(unstable)}: the fastest direction leaves first")
+        rates = ", ".join(f"{r:.4g}" for r in unstable)
+        notes.append(f"index {len(unstable)}, rates {rates}: all unstable directions count")
     if isinstance(process, SGD):
         notes.append("chain's own constant: overshoot of Gaussian steps")
         if process.momentum:
