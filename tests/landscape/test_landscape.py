@@ -181,7 +181,7 @@ def test_minima_are_sorted_counted_and_described():
         lambda x, z: (x[0] ** 2 - 1) ** 2 / 4 + 0.1 * x[0] + z * x[0], np.array([1.0, -1.0]), 1
     )
     found = find_minima(tilted, np.array([[0.7], [-0.2], [-1.0], [1.5]]))
-    assert [m.label for m in found.minima] == ["A", "B"]
+    assert [m.label for m in found.minima] == ["A", "C"]
     assert [m.starts for m in found.minima] == [2, 2]
     for m in found.minima:
         x = float(m.x[0])
@@ -190,13 +190,13 @@ def test_minima_are_sorted_counted_and_described():
         assert m.lambda_max == m.lambda_min == m.trace == pytest.approx(3 * x * x - 1)
         assert m.noise_trace == pytest.approx(1.0)
         assert m.alignment == pytest.approx(1.0)
-    assert found["A"].lambda_max < found["B"].lambda_max
-    assert found["A"].x[0] > 0 > found["B"].x[0]
+    assert found["A"].lambda_max < found["C"].lambda_max
+    assert found["A"].x[0] > 0 > found["C"].x[0]
     assert (found.starts, found.undecided) == (4, 0)
     with pytest.raises(KeyError):
-        found["C"]
-    rows = shapes(tilted, np.array([found["B"].x]))
-    assert rows["loss"][0] == pytest.approx(found["B"].loss)
+        found["D"]
+    rows = shapes(tilted, np.array([found["C"].x]))
+    assert rows["loss"][0] == pytest.approx(found["C"].loss)
 
 
 # Symmetry -----------------------------------------------------------------------------------------

@@ -68,14 +68,14 @@ def test_rare_rates_come_from_the_formula_where_nothing_was_seen(
     rates = transition_rates(
         landscape, 0.1, [1, 2, 3], paths=16, horizon=40_000, saddles=saddles, seed=1
     )
-    row = next(e for e in rates.escapes if (e.state, e.batch_size) == ("B", 3))
+    row = next(e for e in rates.escapes if (e.state, e.batch_size) == ("C", 3))
     assert row.exits == 0
     assert abs(np.log(row.time.value / KNOWN[3][1])) < 0.5
     assert row.time.interval[0] < KNOWN[3][1] < row.time.interval[1]
     assert "Eyring-Kramers" in row.evidence[1].method
     # Without it only a bound is known.
     blind = rates_from_counts(landscape, SGD_HOT, rates.counts)
-    other = next(e for e in blind.escapes if (e.state, e.batch_size) == ("B", 3))
+    other = next(e for e in blind.escapes if (e.state, e.batch_size) == ("C", 3))
     assert other.time.interval[1] / other.time.interval[0] > 3 * (
         row.time.interval[1] / row.time.interval[0]
     )

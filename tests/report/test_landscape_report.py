@@ -134,7 +134,7 @@ def test_a_study_of_two_basins_from_end_to_end(done):
     assert all(abs(run.examples[-1] - 1000) <= 20 for run in result.runs)
     assert "Growing the batch" in done.answer
     kept = json.loads((done.path / "estimates.json").read_text(encoding="utf-8"))
-    assert {tuple(p["between"]) for p in kept["passes"]} == {("A", "B")}
+    assert {tuple(p["between"]) for p in kept["passes"]} == {("A", "C")}
     assert len(kept["final_shares"]) == len(cells(result))
     assert all(0 <= c["measured"]["value"] <= 1 for c in kept["final_shares"])
     assert {1, 2} <= {run.schedule.batch_sizes[0] for run in result.runs}
@@ -147,7 +147,7 @@ def test_the_page_is_complete_and_asks_for_nothing(done):
     found = _Scripts()
     found.feed(text)
     assert found.outside == []
-    assert found.network["labels"] == ["A", "B", "elsewhere"]
+    assert found.network["labels"] == ["A", "C", "elsewhere"]
     assert "Not finished yet" not in text
     assert 'id="explorer" hidden="hidden"' in text
 

@@ -20,6 +20,7 @@ from .attractors import UNDECIDED, Attractors, add_attractor
 from .quench import SAME_CENTER, Quench, Runaway, quench
 from .spectrum import DENSE, curvature_and_noise
 
+LABELS = string.ascii_uppercase.replace("B", "")  # B is the batch size
 SAME = 1e-5  # distance, relative to 1 + |x|, under which two minima are one
 MAX_DIM = 10_000
 
@@ -295,16 +296,16 @@ def shapes(loss: StochasticLoss, points: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def letters(rank: int) -> str:
-    """0, 1, ..., 25, 26, ... as A, B, ..., Z, AA, ...
+    """0, 1, ..., 24, 25, ... as A, C, ..., Z, AA, ...: without B, which is the batch size.
 
-    >>> [letters(k) for k in (0, 25, 26, 51, 52)]
-    ['A', 'Z', 'AA', 'AZ', 'BA']
+    >>> [letters(k) for k in (0, 1, 24, 25, 49, 50)]
+    ['A', 'C', 'Z', 'AA', 'AZ', 'CA']
     """
     out = ""
     rank += 1
     while rank:
-        rank, digit = divmod(rank - 1, 26)
-        out = string.ascii_uppercase[digit] + out
+        rank, digit = divmod(rank - 1, len(LABELS))
+        out = LABELS[digit] + out
     return out
 
 

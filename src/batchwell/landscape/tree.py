@@ -92,7 +92,7 @@ def disconnectivity_tree(landscape: Landscape, saddles: Sequence[Saddle]) -> Dis
     >>> found = find_minima(well, [[0.7], [-1.0]])
     >>> tree = disconnectivity_tree(found, find_saddles(found))
     >>> [m.label for m in found.minima], [round(tree.barrier(k, 1 - k), 4) for k in (0, 1)]
-    (['A', 'B'], [0.1577, 0.3574])
+    (['A', 'C'], [0.1577, 0.3574])
     """
     losses = np.array([m.loss for m in landscape.minima])
     count = len(losses)

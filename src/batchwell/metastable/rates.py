@@ -172,7 +172,7 @@ def transition_rates(
     >>> found = find_minima(well, [[-1.0], [1.0]])
     >>> rates = transition_rates(found, 0.3, [1, 2], paths=32, horizon=20_000)
     >>> rates.labels
-    ('A', 'B', 'elsewhere')
+    ('A', 'C', 'elsewhere')
     >>> rates.escapes[0].time.unit
     'steps'
     """

@@ -74,7 +74,8 @@ class Section:
     figure
         Panels with a caption.
     verdicts
-        Mappings with ``question``, ``verdict``, ``reason`` and, if there are any, ``numbers``.
+        Mappings with ``question``, ``reason``, either ``verdict`` (a text) or ``uses`` (a verdict
+        for each use, shown as a table) and, if there are any, ``numbers``.
     notes
         Sentences, as a list.
     command
@@ -178,6 +179,18 @@ def parts(document: Document) -> list[Part]:
     return out
 
 
+def verdict_table(verdicts: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Verdicts by use, a row a case; None where there is no case with several uses."""
+    uses = list(dict.fromkeys(use for v in verdicts for use in v.get("uses", ())))
+    if not uses:
+        return None
+    rows = [
+        (v.get("question", ""), *(v.get("uses", {}).get(use, "not judged") for use in uses))
+        for v in verdicts
+    ]
+    return Table("The diffusion may be trusted for", ("case", *uses), tuple(rows))
+
+
 def numbers_text(values: Any) -> str:
     """The numbers behind a verdict as one line."""
     if not isinstance(values, Mapping):
@@ -226,7 +239,10 @@ def render(document: Document) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(
-        legend_symbol=svg.legend_symbol, numbers_text=numbers_text, interval=interval
+        legend_symbol=svg.legend_symbol,
+        numbers_text=numbers_text,
+        interval=interval,
+        verdict_table=verdict_table,
     )
     scripts = (_resource("page.js"), *document.scripts)
     return environment.from_string(_resource("document.html")).render(

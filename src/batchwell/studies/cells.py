@@ -245,14 +245,14 @@ def run_verdict(
 def verdict_row(
     plan: Plan, landscape: Landscape, cell: VerdictCell, arrays: Arrays, facts: Mapping[str, Any]
 ) -> Facts:
-    """The judgement as the report shows it: one line per use, each reason once."""
-    uses = "; ".join(f"{v['use'].replace('_', ' ')}: {v['trust']}" for v in facts["verdicts"])
+    """The judgement as the report shows it: trust by use, each reason once."""
+    uses = {v["use"].replace("_", " "): v["trust"] for v in facts["verdicts"]}
     reasons = dict.fromkeys(v["reason"] for v in facts["verdicts"])
     several = f", η = {cell.learning_rate:g}" if len(plan.settings.learning_rates) > 1 else ""
     role = f" ({cell.role})" if cell.role in ROLES else ""
     return {
         "question": f"{cell.minimum.label}{role}, B = {cell.batch_size}{several}",
-        "verdict": uses[0].upper() + uses[1:] + ".",
+        "uses": uses,
         "reason": " ".join(f"{reason[0].upper()}{reason[1:]}." for reason in reasons),
         "numbers": {k: v for k in SHOWN_NUMBERS if (v := facts["numbers"][k]) != "nan"},
     }
