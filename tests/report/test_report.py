@@ -174,6 +174,39 @@ def pair(sgd: Estimate, diffusion: Estimate) -> StudyResult:
     return StudyResult("pair", "", "", {}, {}, escapes=cells, finished=True)
 
 
+def test_minima_keep_their_order_where_labels_would_sort_otherwise(study: StudyResult) -> None:
+    """AA, the 26th minimum, is sharper than D and stands after it."""
+    renamed = replace(
+        study,
+        minima=tuple(replace(m, label="AA") if m.label == "F" else m for m in study.minima),
+        escapes=tuple(replace(e, minimum="AA") if e.minimum == "F" else e for e in study.escapes),
+    )
+    numbers = sections.agreement(renamed)
+    assert numbers is not None
+    figure = figures.agreement_figure(renamed, numbers)
+    assert figure is not None
+    assert [[p.title.split()[2] for p in panels] for _, panels in figure.groups] == [
+        ["A,", "D,", "AA,"],
+        ["A,", "D,", "AA,"],
+    ]
+
+
+def test_verdicts_by_use_are_one_table_with_their_reasons_folded(study: StudyResult) -> None:
+    uses = {"tails": "no", "escapes": "caution"}
+    case = {"question": "A, B = 4", "uses": uses, "reason": "Noise is bounded.", "numbers": {}}
+    failed = {"question": "D, B = 4", "verdict": "not judged.", "reason": "Ran out of time."}
+    page = render(replace(study, verdicts=(case, failed)))
+    table = page[page.index("The diffusion may be trusted for") : page.index("<details")]
+    assert re.findall(r"<t[hd][^>]*>([^<]+)</t[hd]>", table) == [
+        *("case", "tails", "escapes"),
+        *("A, B = 4", "no", "caution"),
+        *("D, B = 4", "not judged", "not judged"),
+    ]
+    folded = page[page.index("<details") : page.index("</details>")]
+    assert "Noise is bounded." in folded and "Ran out of time." in folded
+    assert "<details" not in render(study)  # verdicts that are texts stay a list
+
+
 def test_disagreement_is_claimed_only_beyond_the_intervals() -> None:
     fast, slow = exponential_mean(1e5, 100, 100), exponential_mean(1.2e5, 100, 100)
     words = answer(pair(fast, slow))

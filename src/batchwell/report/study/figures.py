@@ -125,6 +125,7 @@ def agreement_figure(result: StudyResult, numbers: sections.Agreement) -> Figure
     if not numbers.comparisons:
         return None
     keys = dict.fromkeys((c.learning_rate, c.label) for c in numbers.comparisons)
+    order = reading.studied(result)
     names = [p for p in reading.processes(result) if numbers.of(p)]
     curves = {
         key: _ratio_curves(
@@ -137,7 +138,9 @@ def agreement_figure(result: StudyResult, numbers: sections.Agreement) -> Figure
     x = batch_axis(sorted({c.batch_size for c in numbers.comparisons}))
     panels = [
         (eta, Plot(_label_title(result, label), x, y, cs, ((1.0, "", "rule"),)))
-        for (eta, label), cs in sorted(curves.items())
+        for (eta, label), cs in sorted(
+            curves.items(), key=lambda c: (c[0][0], order.index(c[0][1]))
+        )
     ]
     return Figure(
         "agreement",
