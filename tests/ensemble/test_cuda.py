@@ -129,6 +129,18 @@ def test_trials_are_the_same(stand_in):
         )
 
 
+def test_the_order_of_threads_does_not_matter(stand_in, monkeypatch):
+    process, x0, domain, horizon = EXITS["epochs"]
+    state, found = begin(process, PATHS), []
+    for backwards in (False, True):
+        stand_in.backwards = backwards
+        monkeypatch.setattr(fused, "_kernels", {})
+        seen = observe(process, state, 6, lambda x: x[:2], 2, (0.0, 1.0, 4), device="cuda")
+        left = first_exits(process, x0, domain, horizon, 60, seed=5, device="cuda")
+        found.append((seen.totals, seen.counts, left.steps, left.points))
+    same(*found)
+
+
 def test_a_wrong_thread_number_is_noticed(stand_in, monkeypatch):
     """The negative control: every thread takes the first path."""
     right = advance_source
@@ -319,9 +331,11 @@ def test_ptx_rounds_as_the_cpu_does_and_calls_nothing(texts):
                 assert ".rn." in name, line
 
 
-def test_ptx_of_histograms_counts_by_atomic_additions(texts):
+def test_threads_share_counts_and_the_queue_by_atomic_additions(texts):
     for loops in (False, True):
         assert "atom" in texts[f"bins {loops}"] or "red." in texts[f"bins {loops}"]
+        assert "atom" in texts[f"exits {loops}"]
+    assert "atom" not in texts["laplace B=3 f64"]
 
 
 @pytest.mark.skipif(shutil.which("ptxas") is None, reason="no ptxas: PTX is not assembled")
