@@ -38,8 +38,10 @@ from batchwell.errors import Divergence, InputError, RunError
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from primitives import CASES
 from roster import EXITS, PROCESSES, begin, well
 
+real_ptx = cuda.ptx
 PATHS = 21  # more than the stand-in's 16 threads: two turns of 11, one of them with nothing to do
 # Every kind of step in both forms of code; the others, in full, take minutes of compilation.
 QUICK = {
@@ -82,6 +84,21 @@ def test_a_network_runs_as_array_code(bench, stand_in):
     state = start(process, np.full(process.loss.dim, 0.1), 5, seed=2)
     here, there = both(advance, process, state, 3)
     same((here.x, here.rng), (there.x, there.rng))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_every_primitive_has_the_same_bits(name, mode, stand_in):
+    """As an observable, so that losses do not have to have gradients; and its PTX is whole."""
+    process = SGD(additive(lambda x: x @ x / 2, dim=4), 0.1)
+    state = start(process, np.linspace(-0.9, 0.9, 4), 5, seed=2)
+    for precision in ("float64", "float32"):
+        here, there = both(observe, process, state, 2, CASES[name], precision=precision)
+        same((here.totals, here.squares), (there.totals, there.squares))
+    for source in stand_in.sources.values():
+        text = real_ptx(source, 80)
+        assert ".visible .entry advance" in text
+        assert "call.uni" not in text
 
 
 @pytest.mark.parametrize("scheme", ["euler", "platen"])
