@@ -31,17 +31,21 @@ entry:
   br label %block.head
 block.head:
   %b = phi i32 [ 0, %entry ], [ %b.next, %block.end ]
-  store i32 %b, ptr @number.ctaid
+  %b.same = add i32 %b, 0
+  %b.next = add i32 %b, 1
+  %b.left = sub i32 %grid, %b.next
+  store i32 %b.CHOSEN, ptr @number.ctaid
   br label %thread.head
 thread.head:
   %t = phi i32 [ 0, %block.head ], [ %t.next, %thread.head ]
-  store i32 %t, ptr @number.tid
-  call void @KERNEL(ptr %args)
+  %t.same = add i32 %t, 0
   %t.next = add i32 %t, 1
+  %t.left = sub i32 %block, %t.next
+  store i32 %t.CHOSEN, ptr @number.tid
+  call void @KERNEL(ptr %args)
   %more = icmp ult i32 %t.next, %block
   br i1 %more, label %thread.head, label %block.end
 block.end:
-  %b.next = add i32 %b, 1
   %again = icmp ult i32 %b.next, %grid
   br i1 %again, label %block.head, label %done
 done:
@@ -53,21 +57,22 @@ NUMBER = (
 )
 
 
-def on_the_host(source: str) -> str:
+def on_the_host(source: str, backwards: bool) -> str:
     """The kernel of GPU code, and ``grid`` that runs it for every block and thread."""
+    grid = GRID.replace("CHOSEN", "left" if backwards else "same")
     name = re.search(r"define ptx_kernel void @(\w+)", source).group(1)
     text = source.replace("define ptx_kernel", "define internal")
     text = re.sub(r"declare i32 @llvm\.nvvm\.read\.ptx\.sreg\.\w+\.x\(\)\n", "", text)
     text = text.replace("@llvm.nvvm.read.ptx.sreg.", "@number.")
     numbers = "".join(NUMBER.format(part) for part in ("ctaid", "ntid", "tid"))
-    return text + numbers + GRID.replace("KERNEL", name)
+    return text + numbers + grid.replace("KERNEL", name)
 
 
 class StandIn:
-    """The library, and the kernels that it was given."""
+    """The library, and the kernels that it was given; the last thread first if `backwards`."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.library, self.sources = library, {}
+        self.library, self.sources, self.backwards = library, {}, False
         self.loader = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(self._load)
         library.load_with(self.loader)
         self.attributes = (ctypes.c_int * 128).in_dll(library, "attributes")
@@ -77,7 +82,7 @@ class StandIn:
     def _load(self, text: bytes) -> int | None:
         if (source := self.sources.get(text)) is None:
             return None
-        return native.address_of(native.object_code(on_the_host(source)), "grid")
+        return native.address_of(native.object_code(on_the_host(source, self.backwards)), "grid")
 
     def number(self, name: str, kind=ctypes.c_int):
         """A counter or setting of the library."""

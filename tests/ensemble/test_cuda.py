@@ -38,8 +38,10 @@ from batchwell.errors import Divergence, InputError, RunError
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from primitives import CASES
 from roster import EXITS, PROCESSES, begin, well
 
+real_ptx = cuda.ptx
 PATHS = 21  # more than the stand-in's 16 threads: two turns of 11, one of them with nothing to do
 # Every kind of step in both forms of code; the others, in full, take minutes of compilation.
 QUICK = {
@@ -82,6 +84,21 @@ def test_a_network_runs_as_array_code(bench, stand_in):
     state = start(process, np.full(process.loss.dim, 0.1), 5, seed=2)
     here, there = both(advance, process, state, 3)
     same((here.x, here.rng), (there.x, there.rng))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_every_primitive_has_the_same_bits(name, mode, stand_in):
+    """As an observable, so that losses do not have to have gradients; and its PTX is whole."""
+    process = SGD(additive(lambda x: x @ x / 2, dim=4), 0.1)
+    state = start(process, np.linspace(-0.9, 0.9, 4), 5, seed=2)
+    for precision in ("float64", "float32"):
+        here, there = both(observe, process, state, 2, CASES[name], precision=precision)
+        same((here.totals, here.squares), (there.totals, there.squares))
+    for source in stand_in.sources.values():
+        text = real_ptx(source, 80)
+        assert ".visible .entry advance" in text
+        assert "call.uni" not in text
 
 
 @pytest.mark.parametrize("scheme", ["euler", "platen"])
@@ -127,6 +144,18 @@ def test_trials_are_the_same(stand_in):
             (here.fates, here.points, here.steps, here.best),
             (there.fates, there.points, there.steps, there.best),
         )
+
+
+def test_the_order_of_threads_does_not_matter(stand_in, monkeypatch):
+    process, x0, domain, horizon = EXITS["epochs"]
+    state, found = begin(process, PATHS), []
+    for backwards in (False, True):
+        stand_in.backwards = backwards
+        monkeypatch.setattr(fused, "_kernels", {})
+        seen = observe(process, state, 6, lambda x: x[:2], 2, (0.0, 1.0, 4), device="cuda")
+        left = first_exits(process, x0, domain, horizon, 60, seed=5, device="cuda")
+        found.append((seen.totals, seen.counts, left.steps, left.points))
+    same(*found)
 
 
 def test_a_wrong_thread_number_is_noticed(stand_in, monkeypatch):
@@ -319,9 +348,11 @@ def test_ptx_rounds_as_the_cpu_does_and_calls_nothing(texts):
                 assert ".rn." in name, line
 
 
-def test_ptx_of_histograms_counts_by_atomic_additions(texts):
+def test_threads_share_counts_and_the_queue_by_atomic_additions(texts):
     for loops in (False, True):
         assert "atom" in texts[f"bins {loops}"] or "red." in texts[f"bins {loops}"]
+        assert "atom" in texts[f"exits {loops}"]
+    assert "atom" not in texts["laplace B=3 f64"]
 
 
 @pytest.mark.skipif(shutil.which("ptxas") is None, reason="no ptxas: PTX is not assembled")

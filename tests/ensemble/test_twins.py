@@ -222,6 +222,35 @@ def test_weak_order_two(generator, mode):
     np.testing.assert_allclose(there.x, x, rtol=1e-11)
 
 
+def platen(draws, x, dt):
+    """Kloeden & Platen (1992), eq. 15.1.3, term by term: b(y)[:, :, j] is the j-th noise's field."""
+    h, w = np.sqrt(dt), np.sqrt(dt) * draws.normals(2)
+    sign = np.where(draws.words(1)[0] >> np.uint32(31) == 0, dt, -dt)
+    area = {(1, 0): sign, (0, 1): -sign}
+    a, b = drift(x), factor(x)
+    out = x + dt / 2 * (drift(x + a * dt + np.einsum("mij,mj->mi", b, w)) + a)
+    for j in range(2):
+        up, down = (factor(x + a * dt + s * h * b[:, :, j])[:, :, j] for s in (1, -1))
+        r = 1 - j
+        above, below = (factor(x + s * h * b[:, :, r])[:, :, j] for s in (1, -1))
+        first, square = w[:, j, None], (w[:, j] ** 2 - dt)[:, None]
+        cross = (w[:, j] * w[:, r] + area[r, j])[:, None]
+        out += (up + down + 2 * b[:, :, j] + above + below - 2 * b[:, :, j]) * first / 4
+        out += ((up - down) * square + (above - below) * cross) / (4 * h)
+    return out
+
+
+@GENERATORS
+def test_weak_order_two_of_several_noises(generator, mode):
+    state = start(PLANE, [0.2, -0.1], M, SEED, substeps=2)
+    there = advance(PLANE, state, 3, 2, scheme="platen", generator=generator)
+    twin, x = Draws(generator), np.tile([0.2, -0.1], (M, 1))
+    for _ in range(6):
+        x = platen(twin, x, 0.05)
+    np.testing.assert_array_equal(there.rng, twin.states)
+    np.testing.assert_allclose(there.x, x, rtol=1e-11, atol=1e-12)
+
+
 # -- exits and sums ---------------------------------------------------------------------------
 @GENERATORS
 @pytest.mark.parametrize("bridge", [False, True])
