@@ -24,8 +24,8 @@ from batchwell.law import (
     relaxation_time,
     stationary_expectation,
 )
-from batchwell.law.generator import find_bounds
 from batchwell.law.operator import UNRESOLVED, romberg
+from batchwell.law.reach import find_bounds
 
 INF = math.inf
 SIDES = (("absorbing",) * 2, ("reflecting",) * 2)

@@ -22,7 +22,7 @@ from ..dynamics import SGD, Diffusion, Process, diffusion_approximation
 from ..ensemble import Score, Table
 from ..errors import BatchwellError, InputError, require
 from ..law import committor_values, generator, interval
-from ..law.generator import find_bounds
+from ..law.reach import find_bounds
 from .channels import Channel, channels
 from .regime import flow
 

@@ -28,6 +28,7 @@ from .interpolation import Interpolation
 from .interval import Place, interval
 from .memory import check_bytes
 from .operator import Operator
+from .reach import find_bounds
 from .sparse_solver import GridSolver
 from .stencils import bernoulli, decompose
 
@@ -41,7 +42,6 @@ BOUNDARIES = ("absorbing", "reflecting")
 # Bytes per node at the peak of a factorisation, as seen on square and cubic grids.
 PEAK = {1: 400.0, 2: 6000.0, 3: 16000.0}
 DEGENERATE = 1e-10
-ROOM = 3.0  # samples between what was found of a domain and the box around it
 STIFF, DENSE = 2e4, 2500
 
 
@@ -234,41 +234,6 @@ def _shape(nodes: Any, d: int) -> tuple[int, ...]:
     return tuple(whole("nodes", c, 4) for c in counts)
 
 
-def find_bounds(domain: Domain) -> Floats:
-    """Two corners of a box around a bounded `domain`, found on grids that zoom in.
-
-    Raises
-    ------
-    InputError
-        Nothing of the domain was found, or it goes on beyond |x| = 100.
-    """
-    d = domain.dim
-    low, high = np.full(d, -100.0), np.full(d, 100.0)
-    count = 401 if d <= 2 else 101
-    for _ in range(24):
-        axes = [np.linspace(a, b, count) for a, b in zip(low, high, strict=True)]
-        points = np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
-        kept = points[evaluate(domain, "level", points) < 0]
-        if not len(kept) and high[0] > 1e-2:
-            low, high = low / 5, high / 5
-            continue
-        require(len(kept) > 0, "domain", domain.name, "was not found: give bounds")
-        # A corner reaches beyond the last sample that is inside: leave room, and look again.
-        room = ROOM * (high - low) / (count - 1)
-        new = kept.min(0) - room, kept.max(0) + room
-        require(
-            bool(np.all(new[0] > -99) and np.all(new[1] < 99)),
-            "domain",
-            domain.name,
-            "is not bounded: give bounds, or cut it with a box",
-        )
-        done = np.all(np.abs(new[0] - low) + np.abs(new[1] - high) <= 2 * room)
-        low, high = new
-        if done:
-            break
-    return np.stack([low, high])
-
-
 # ---------------------------------------------------------------- assembly
 
 
@@ -406,25 +371,35 @@ def _follow(grid: Grid, number: Ints, index: Ints, x: Floats, offset: Ints) -> _
     last = np.asarray(grid.shape)
     to = index + offset
     part = np.ones(len(x))
-    gone = np.zeros(len(x), dtype=bool)
-    for axis, side in itertools.product(range(len(last)), (0, 1)):
-        end, here = side * last[axis], to[:, axis]
-        if grid.reflecting[axis, side]:
-            beyond = (here < end) if side == 0 else (here > end)
-            to[:, axis] = np.where(beyond, 2 * end - here, here)
-        else:
-            beyond = (here <= end) if side == 0 else (here >= end)
-            step = np.where(offset[:, axis] == 0, 1, offset[:, axis])
-            part = np.where(beyond, np.minimum(part, (end - index[:, axis]) / step), part)
-            gone |= beyond
-    inside = ((to >= 0) & (to <= last)).all(axis=1) & ~gone
+    edge = np.flatnonzero(((to <= 0) | (to >= last)).any(axis=1))
+    gone = _at_the_box(grid, index[edge], offset[edge], to, edge, part)
     flat = np.ravel_multi_index(tuple(np.clip(to, 0, last).T), grid.points)
-    target = np.where(inside, number[flat], -1)
+    target = number[flat]
+    target[gone] = -1
     jump = offset * grid.spacing
     if grid.domain is not None:
         cut = np.flatnonzero(target < 0)
         part[cut] *= _crossing(grid.domain, x[cut], part[cut, None] * jump[cut])
     return _Move(target, part, x + part[:, None] * jump)
+
+
+def _at_the_box(grid: Grid, index: Ints, offset: Ints, to: Ints, edge: Ints, part: Floats) -> Ints:
+    """Reflect jumps, or cut them, at the ends of the box; which of the nodes `edge` are cut."""
+    here, share = to[edge], part[edge]
+    gone = np.zeros(len(edge), dtype=bool)
+    for axis, side in itertools.product(range(len(grid.shape)), (0, 1)):
+        end, at = side * grid.shape[axis], here[:, axis]
+        if grid.reflecting[axis, side]:
+            beyond = (at < end) if side == 0 else (at > end)
+            here[:, axis] = np.where(beyond, 2 * end - at, at)
+        else:
+            beyond = (at <= end) if side == 0 else (at >= end)
+            step = np.where(offset[:, axis] == 0, 1, offset[:, axis])
+            share = np.where(beyond, np.minimum(share, (end - index[:, axis]) / step), share)
+            gone |= beyond
+    outside = ((here < 0) | (here > np.asarray(grid.shape))).any(axis=1)
+    to[edge], part[edge] = here, share
+    return edge[gone | outside]
 
 
 def _crossing(domain: Domain, x: Floats, jump: Floats) -> Floats:

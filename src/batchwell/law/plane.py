@@ -22,11 +22,11 @@ from ..domain import Domain, box
 from ..dynamics import SGD
 from ..errors import InputError, one_of, require, whole
 from .fields import evaluate
-from .generator import find_bounds
 from .kernel import AtomKernel, DensityKernel, Kernel, RuleKernel, kernel, points_of
 from .lines import line_operator
 from .memory import check_bytes, check_memory
 from .operator import Operator
+from .reach import find_bounds
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Where SGD with bounded noise can go within some steps: sets that surely hold its law."""
+"""Boxes that hold a domain, or all that SGD with bounded noise can come to within some steps."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..domain import Domain
 from ..dynamics import SGD
-from ..errors import InputError
+from ..errors import InputError, require
+from .fields import evaluate
 from .kernel import AtomKernel, kernel
 
 Floats = NDArray[np.float64]
@@ -16,6 +18,7 @@ Floats = NDArray[np.float64]
 SAMPLES = 513
 FARTHEST = 1e4
 CLOSING_STEPS = 3000
+ROOM = 3.0  # samples between what was found of a domain and the box around it
 
 
 def reachable_interval(sgd: SGD, x0: float, steps: int) -> tuple[float, float] | None:
@@ -71,3 +74,38 @@ def reachable_box(sgd: SGD, x0: ArrayLike, steps: int, spread: float = 8.0) -> F
         low, high = np.minimum(low, x - half), np.maximum(high, x + half)
     pad = 0.05 * (high - low) + 1e-6
     return np.stack([low - pad, high + pad])
+
+
+def find_bounds(domain: Domain) -> Floats:
+    """Two corners of a box around a bounded `domain`, found on grids that zoom in.
+
+    Raises
+    ------
+    InputError
+        Nothing of the domain was found, or it goes on beyond |x| = 100.
+    """
+    d = domain.dim
+    low, high = np.full(d, -100.0), np.full(d, 100.0)
+    count = 401 if d <= 2 else 101
+    for _ in range(24):
+        axes = [np.linspace(a, b, count) for a, b in zip(low, high, strict=True)]
+        points = np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
+        kept = points[evaluate(domain, "level", points) < 0]
+        if not len(kept) and high[0] > 1e-2:
+            low, high = low / 5, high / 5
+            continue
+        require(len(kept) > 0, "domain", domain.name, "was not found: give bounds")
+        # A corner reaches beyond the last sample that is inside: leave room, and look again.
+        room = ROOM * (high - low) / (count - 1)
+        new = kept.min(0) - room, kept.max(0) + room
+        require(
+            bool(np.all(new[0] > -99) and np.all(new[1] < 99)),
+            "domain",
+            domain.name,
+            "is not bounded: give bounds, or cut it with a box",
+        )
+        done = np.all(np.abs(new[0] - low) + np.abs(new[1] - high) <= 2 * room)
+        low, high = new
+        if done:
+            break
+    return np.stack([low, high])

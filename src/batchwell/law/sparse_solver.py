@@ -9,22 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.sparse.linalg import splu
 
 from .krylov import IncompleteLU
 from .markov import GTH, gth_factor, tridiagonal_solve
 from .memory import check_bytes
+from .multifrontal import Dissection, FrontalLU, nested_dissection
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-LEAF = 16
 DIRECT_3D = 45000
 # Bytes of sparse factors in 3-D per node to the power 4/3, as seen from 24^3 to 40^3.
 FACTOR_BYTES_3D = 400.0
@@ -69,41 +66,26 @@ class GridSolver:
             return self.hint
         if self.tridiagonal:
             return int(np.argmax(self._line_weights()))
-        order = self.order
-        lu = self._lu(np.arange(len(self.exits)), self.exits + 1e-9 * self._total().mean(), order)
-        return int(np.argmax(lu(np.ones(len(self.exits)), True)))
+        lu = self._lu(self.exits + 1e-9 * self._total().mean())
+        return int(np.argmax(lu.solve(np.ones(len(self.exits)), True)))
 
     @cached_property
-    def order(self) -> Ints:
-        """Nested-dissection order of the nodes."""
+    def order(self) -> Dissection:
+        """Elimination order of the nodes."""
         return nested_dissection(self.index, self.reach)
 
     def _total(self) -> Floats:
         return np.asarray(self.rates.sum(axis=1)).ravel()
 
-    def _lu(self, keep: Ints, exits: Floats, order: Ints) -> Any:
-        """Solver (rhs, transposed) of the system restricted to `keep`, others absorbing."""
-        place = np.full(len(self.exits), -1)
-        place[keep] = np.arange(len(keep))
-        p = place[order]
-        p = p[p >= 0]
-        diagonal = sparse.diags_array((self._total() + exits)[keep])
-        matrix = (diagonal - self.rates[keep][:, keep])[p][:, p].tocsc()
-        lu = splu(
-            matrix,
-            permc_spec="NATURAL",
-            diag_pivot_thresh=0.0,
-            relax=10,
-            panel_size=10,
-            options={"SymmetricMode": True},
-        )
-
-        def solve(rhs: Floats, transposed: bool = False) -> Floats:
-            out = np.empty_like(rhs, dtype=np.float64)
-            out[p] = lu.solve(rhs[p], "T" if transposed else "N")
-            return out
-
-        return solve
+    def _lu(self, exits: Floats, absorbing: int | None = None) -> FrontalLU:
+        """Factors of the system; the node `absorbing` is cut off and stands for itself."""
+        rates, diagonal = self.rates, self._total() + exits
+        if absorbing is not None:
+            mask = np.ones(len(exits))
+            mask[absorbing] = 0.0
+            rates = sparse.diags_array(mask) @ rates @ sparse.diags_array(mask)
+            diagonal[absorbing] = 1.0
+        return FrontalLU(sparse.diags_array(diagonal) - rates, self.order)
 
     @property
     def iterative(self) -> bool:
@@ -115,12 +97,18 @@ class GridSolver:
         return np.delete(np.arange(len(self.exits)), self.reference)
 
     @cached_property
-    def _inner(self) -> Any:
-        """Solver (rhs, transposed) with the reference node absorbing: well conditioned."""
+    def _inner(self) -> FrontalLU:
+        """Factors with the reference node absorbing: well conditioned."""
         if self.index.shape[1] == 3:
             size = len(self.exits)
             check_bytes("nodes", size, FACTOR_BYTES_3D * size ** (4 / 3))
-        return self._lu(self._kept, self.exits, self.order)
+        return self._lu(self.exits, self.reference)
+
+    def _by_factors(self, rhs: Floats, transposed: bool = False) -> Floats:
+        """A00^-1 rhs or its transpose, for rhs (n - 1,) or (n - 1, k)."""
+        whole = np.zeros((len(self.exits), *rhs.shape[1:]))
+        whole[self._kept] = rhs
+        return self._inner.solve(whole, transposed)[self._kept]
 
     @cached_property
     def _incomplete(self) -> IncompleteLU:
@@ -135,13 +123,13 @@ class GridSolver:
     def _solve_inner_transposed(self, rhs: Floats) -> Floats:
         """A00^-T rhs with the reference absorbing, for rhs (n - 1,)."""
         if not self.iterative:
-            return self._inner(rhs, True)
+            return self._by_factors(rhs, True)
         return self._incomplete_transposed.solve(rhs, np.ones(len(rhs)))
 
     def _solve_inner(self, rhs: Floats, guess: Floats | None) -> Floats:
         """A00^-1 rhs with the reference absorbing, for rhs (n - 1,)."""
         if not self.iterative:
-            return self._inner(rhs)
+            return self._by_factors(rhs)
         assert self.parent_node is not None
         start = np.ones(len(rhs)) if guess is None else guess[self.parent_node][self._kept]
         # The guess vanishes at the coarse reference node; its neighbours' size serves there.
@@ -149,21 +137,27 @@ class GridSolver:
         return self._incomplete.solve(rhs, start)
 
     @cached_property
-    def _leave(self) -> Floats:
-        """Chance (n,) of leaving before coming to the reference node, 0 there."""
-        guess = self.parent._leave if self.iterative and self.parent is not None else None
-        out = np.zeros(len(self.exits))
-        out[self._kept] = np.maximum(self._solve_inner(self.exits[self._kept], guess), 0.0)
-        return out
-
-    @cached_property
-    def _back(self) -> Floats:
-        """Chance (n,) of coming to the reference node before leaving, 1 there."""
-        guess = self.parent._back if self.iterative and self.parent is not None else None
+    def _ends(self) -> tuple[Floats, Floats]:
+        """Chances (n,) of leaving before coming to the reference node, and of coming there first."""
         into = self.rates[:, [self.reference]].toarray()[:, 0][self._kept]
-        out = np.ones(len(self.exits))
-        out[self._kept] = np.maximum(self._solve_inner(into, guess), 0.0)
-        return out
+        sources = self.exits[self._kept], into
+        if self.iterative:
+            assert self.parent is not None
+            pairs = zip(sources, (self.parent._leave, self.parent._back), strict=True)
+            found = [self._solve_inner(source, guess) for source, guess in pairs]
+        else:
+            found = list(self._by_factors(np.stack(sources, axis=1)).T)
+        leave, back = np.zeros(len(self.exits)), np.ones(len(self.exits))
+        leave[self._kept], back[self._kept] = (np.maximum(v, 0.0) for v in found)
+        return leave, back
+
+    @property
+    def _leave(self) -> Floats:
+        return self._ends[0]
+
+    @property
+    def _back(self) -> Floats:
+        return self._ends[1]
 
     @cached_property
     def _out_of_reference(self) -> Floats:
@@ -231,53 +225,3 @@ class GridSolver:
         down, up = self._bands()
         log_pi = np.concatenate([[0.0], np.cumsum(np.log(up[:-1]) - np.log(down[1:]))])
         return np.exp(np.clip(log_pi - log_pi.max(), -690, 0))
-
-
-def nested_dissection(index: Ints, reach: int = 1) -> Ints:
-    """Elimination order of grid nodes (n, d) by recursive bisection, separators last.
-
-    Examples
-    --------
-    >>> grid = np.array([[i, j] for i in range(20) for j in range(20)])
-    >>> sorted(nested_dissection(grid).tolist()) == list(range(400))
-    True
-    """
-    order = np.arange(len(index))
-    _dissect(np.ascontiguousarray(index), order, reach, LEAF)
-    return order
-
-
-@numba.njit(cache=True)
-def _dissect(index, order, reach, leaf):  # type: ignore[no-untyped-def]
-    """Sort each segment of `order` into lower half, upper half, separator; then the halves."""
-    n, d = index.shape
-    buffer = np.empty(n, dtype=order.dtype)
-    stack = [(0, n)]
-    while len(stack) > 0:
-        start, stop = stack.pop()
-        if stop - start <= leaf:
-            continue
-        axis, span, least = 0, -1, 0
-        for k in range(d):
-            low = high = index[order[start], k]
-            for i in range(start, stop):
-                low, high = min(low, index[order[i], k]), max(high, index[order[i], k])
-            if high - low > span:
-                axis, span, least = k, high - low, low
-        if span < 2 * reach + 1:
-            continue
-        cut = least + (span + 1) // 2
-        place = start
-        ends = [0, 0]
-        for part in range(3):
-            for i in range(start, stop):
-                v = index[order[i], axis]
-                where = 0 if v < cut else (2 if v < cut + reach else 1)
-                if where == part:
-                    buffer[place] = order[i]
-                    place += 1
-            if part < 2:
-                ends[part] = place
-        order[start:stop] = buffer[start:stop]
-        stack.append((start, ends[0]))
-        stack.append((ends[0], ends[1]))

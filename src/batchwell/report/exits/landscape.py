@@ -12,7 +12,7 @@ from ..._jax import jax, jnp
 from ...errors import InputError
 from ...exits import ExitSurvey
 from ...exits.survey import DIFFUSION, SGD_
-from ...law.generator import find_bounds
+from ...law.reach import find_bounds
 from ..contours import segments
 from ..drawing import Curve, Mark, Panel, Picture, Plot, linear_axis
 from ..svg import tag
