@@ -75,7 +75,7 @@ def follow(logdir: Path, free: bool) -> dict[str, Any]:
     return {"sizes": sizes}
 
 
-EXAMPLES, MICRO, STEPS = 24, 3, 300
+EXAMPLES, MICRO, STEPS = 24, 3, 200
 
 
 def accumulated(rank: int, world: int, ragged: bool, data_size: int | None) -> dict[str, Any]:
