@@ -52,14 +52,20 @@ def train(logdir: Path, knob: str, poison_at: int) -> dict[str, Any]:
     }
 
 
-def follow(logdir: Path) -> dict[str, Any]:
-    """Every process must come to the same sizes, or they would wait for each other for ever."""
+def follow(logdir: Path, free: bool) -> dict[str, Any]:
+    """Every process must come to the same sizes, or they would wait for each other for ever.
+
+    Noise from the examples' norms, or, free of cost, from what the processes sum up anyway.
+    """
     model = DistributedDataParallel(network(dropout=0.0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     data = Indexed(104)
     loader = DataLoader(data, 8, sampler=DistributedSampler(data))
     plan = SCHEDULES["noise_scale"](16, ratio=8.0)
-    probe = Probe(model, data_size=104, micro_batches="by_size", examples=None, window=3)
+    if free:
+        probe = AccumulationProbe(model, data_size=104, micro_batches="by_size", window=3)
+    else:
+        probe = Probe(model, data_size=104, micro_batches="by_size", examples=None, window=3)
     training = attach(model, optimizer, loader, plan, probe=probe, logdir=logdir)
     sizes = []
     for _ in range(3):
@@ -69,7 +75,7 @@ def follow(logdir: Path) -> dict[str, Any]:
     return {"sizes": sizes}
 
 
-EXAMPLES, MICRO, STEPS = 24, 3, 300
+EXAMPLES, MICRO, STEPS = 24, 3, 200
 
 
 def accumulated(rank: int, world: int, ragged: bool, data_size: int | None) -> dict[str, Any]:
@@ -107,7 +113,8 @@ def main(rank: int, world: int, folder: Path) -> None:
     store = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     out = {knob: train(folder / knob, knob, -1) for knob in ("accumulation", "sampler")}
-    out["noise"] = follow(folder / "noise")
+    out["noise"] = follow(folder / "noise", free=False)
+    out["free"] = follow(folder / "free", free=True)
     out["even"] = accumulated(rank, world, False, EXAMPLES)
     out["ragged"] = accumulated(rank, world, True, EXAMPLES)
     out["stream"] = accumulated(rank, world, False, None)

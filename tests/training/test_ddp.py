@@ -69,10 +69,13 @@ def test_two_processes_are_as_one(knob: str, folder: Path) -> None:
     assert sum("started" in line for line in log) == 1  # one process logs
 
 
-def test_all_processes_follow_the_same_noise(folder: Path) -> None:
-    first, second = (row["sizes"] for row in rows(folder, "noise"))
+@pytest.mark.parametrize("name", ["noise", "free"])
+def test_all_processes_follow_the_same_noise(name: str, folder: Path) -> None:
+    first, second = (row["sizes"] for row in rows(folder, name))
     assert first == second
-    assert first[-1] > first[0] == 16
+    assert "noise_scale/high" in (folder / name / "log.jsonl").read_text()
+    if name == "noise":  # two gradients an update say too little for that
+        assert first[-1] > first[0] == 16
 
 
 def exact() -> tuple[float, float]:
@@ -113,7 +116,7 @@ def test_data_taken_for_infinite_would_show(folder: Path) -> None:
 
 
 def test_intervals_from_the_all_reduce_cover(folder: Path) -> None:
-    """60 windows of 10 steps: fewer than 51 covers of 95 % are 2 in 10,000."""
+    """40 windows of 10 steps: fewer than 32 covers of 95 % are 1.3 in 10,000."""
     found = [
         StepNoise(*row) for name in ("even", "ragged") for row in rows(folder, name)[0]["rows"]
     ]
@@ -121,9 +124,9 @@ def test_intervals_from_the_all_reduce_cover(folder: Path) -> None:
     for name, truth in zip(("gradient_norm_squared", "noise_trace"), exact(), strict=True):
         intervals = [getattr(noise, name).interval for noise in windows]
         covered = sum(low <= truth <= high for low, high in intervals)
-        assert covered >= 51
+        assert covered >= 32
         missed = sum(low <= truth * 1.5 <= high for low, high in intervals)
-        assert missed < 51  # negative control: something else is not covered so often
+        assert missed < 32  # negative control: something else is not covered so often
 
 
 def test_wrong_sizes_would_show() -> None:

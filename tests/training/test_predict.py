@@ -293,9 +293,9 @@ def test_pairs_keep_what_they_say_until_curvature_counts() -> None:
     base = stationary_loss(bowl(), 0.01, 2, "with_replacement").value
     for p in pairs[1:]:
         one = stationary_loss(bowl(), p.learning_rate, 1, "with_replacement").value
-        assert one / p.batch_size_same_loss == pytest.approx(base, rel=1e-6)
-        assert one / p.batch_size == pytest.approx(base * p.loss_ratio, rel=1e-6)
-    assert pairs[3].loss_ratio > 1.4
+        assert one / p.batch_size_same_loss.value == pytest.approx(base, rel=1e-6)
+        assert one / p.batch_size == pytest.approx(base * p.loss_ratio.value, rel=1e-6)
+    assert pairs[3].loss_ratio.value > 1.4
     subset = equivalent_pairs(bowl(), 0.1, 4, [0.05], "without_replacement")[0]
     eps = [
         temperature(e, b, N, "without_replacement")
@@ -304,8 +304,26 @@ def test_pairs_keep_what_they_say_until_curvature_counts() -> None:
     assert eps[0] == pytest.approx(eps[1])
     limit = invariance_limit(bowl(), 0.05)
     (there,) = equivalent_pairs(bowl(), 1e-9, 1, [limit.value])
-    assert there.loss_ratio == pytest.approx(1.05, rel=1e-3)
+    assert there.loss_ratio.value == pytest.approx(1.05, rel=1e-3)
     assert limit.value < 2 / 3.0
+
+
+def test_errors_of_pairs_are_those_of_the_draws() -> None:
+    """Other draws of the same spectrum spread as the standard error says (chi-square of 15)."""
+    whole = noise_spectrum(quadratic(BOWL), top=D)
+    exact = equivalent_pairs(whole, 0.01, 2, [0.3])[0]
+    assert exact.loss_ratio.stderr == 0
+    drawn = [
+        equivalent_pairs(
+            noise_spectrum(quadratic(BOWL), 2, starts=8, steps=4, seed=k), 0.01, 2, [0.3]
+        )[0]
+        for k in range(15)
+    ]
+    for name in ("loss_ratio", "batch_size_same_loss"):
+        truth = getattr(exact, name).value
+        z = [(getattr(p, name).value - truth) / getattr(p, name).stderr for p in drawn]
+        assert 4 < sum(v * v for v in z) < 60
+    assert drawn[0].loss_ratio.interval[0] < exact.loss_ratio.value
 
 
 def test_critical_batch_size_is_that_of_the_dense_matrices() -> None:

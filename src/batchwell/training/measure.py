@@ -140,7 +140,7 @@ class Probe(StepProbe):
         self._next()
 
     def _next(self) -> None:
-        self._watch.active = self.measuring
+        self._watch.wait(self.measuring)
         self._watch.offset = self.steps
 
     def _remove(self) -> None:

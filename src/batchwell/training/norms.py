@@ -28,11 +28,13 @@ F = torch.nn.functional
 class Outer:
     """Gradients ``sum_t left[:, t] right[:, t]^T`` of m examples: left (m, T, o), right (m, T, i).
 
-    An integer `left`, (m, T), stands for one-hot rows: the tokens of an embedding.
+    An integer `left`, (m, T), stands for one-hot rows: the tokens of an embedding. `squares`, (m,), are
+    the squared norms of `left` where T is 1 and they are known already.
     """
 
     left: Tensor
     right: Tensor
+    squares: Tensor | None = None
 
     @property
     def lookup(self) -> bool:
@@ -42,9 +44,10 @@ class Outer:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """Gradients of m examples as they are, (m, *shape of the parameter)."""
+    """Gradients of m examples as they are, (m, *shape of the parameter), and their squared norms."""
 
     values: Tensor
+    squares: Tensor | None = None
 
 
 Use = Outer | Dense
@@ -56,6 +59,8 @@ def norms_squared(uses: Sequence[Use], shape: Sequence[int]) -> Tensor:
     """Squared norm (m,) of each example's gradient, the sum of all `uses` of a parameter."""
     if len(uses) == 1 and isinstance(uses[0], Outer) and uses[0].right.shape[1] == 1:
         return _rank_one(uses[0])
+    if len(uses) == 1 and uses[0].squares is not None:
+        return uses[0].squares
     outers = [use for use in uses if isinstance(use, Outer)]
     if len(outers) == len(uses) and _gram_is_cheaper(outers, shape):
         return _gram(outers)
@@ -90,7 +95,9 @@ def _squares(rows: Tensor) -> Tensor:
 
 def _rank_one(use: Outer) -> Tensor:
     right = _squares(use.right[:, 0])
-    return right if use.lookup else right * _squares(use.left[:, 0])
+    if use.lookup:
+        return right
+    return right * (_squares(use.left[:, 0]) if use.squares is None else use.squares)
 
 
 def _gram_is_cheaper(outers: Sequence[Outer], shape: Sequence[int]) -> bool:
@@ -139,7 +146,8 @@ def _dense(use: Use, shape: Sequence[int]) -> Tensor:
 def linear(module: Module, x: Tensor, grad: Tensor) -> Uses:
     """`nn.Linear`, on vectors or on sequences of any shape."""
     if x.dim() == 2:
-        return {"weight": Outer(grad[:, None], x[:, None]), "bias": Dense(grad)}
+        squares = _squares(grad)  # both need them
+        return {"weight": Outer(grad[:, None], x[:, None], squares), "bias": Dense(grad, squares)}
     m = x.shape[0]
     left, right = grad.reshape(m, -1, grad.shape[-1]), x.reshape(m, -1, x.shape[-1])
     return {"weight": Outer(left, right), "bias": Dense(left.sum(1))}

@@ -282,9 +282,10 @@ class Pair:
     learning_rate
         eta.
     batch_size
-        Same temperature as the reference: eta/B with the finite-data factor.
+        Same temperature as the reference: eta/B with the finite-data factor. Exact.
     batch_size_same_loss
-        Same stationary excess loss, by the chain's formula; nan where no batch of the data does.
+        Same stationary excess loss, by the chain's formula, in examples; nan where no batch of the
+        data does.
     eta_lambda_max
         Below 2 for stability; eta/B alone decides only while it is small.
     loss_ratio
@@ -293,9 +294,9 @@ class Pair:
 
     learning_rate: float
     batch_size: float
-    batch_size_same_loss: float
+    batch_size_same_loss: Estimate
     eta_lambda_max: float
-    loss_ratio: float
+    loss_ratio: Estimate
 
 
 def equivalent_pairs(
@@ -313,14 +314,38 @@ def equivalent_pairs(
         A learning rate beyond 2 / lambda_max, or reshuffled epochs.
     """
     eps = temperature(learning_rate, batch_size, spectrum.n, sampling)
-    base = _inverse_curvature(spectrum, learning_rate)
     rows = []
     for eta in learning_rates:
-        ratio = _inverse_curvature(spectrum, positive("learning_rate", eta)) / base
-        factors = (eps / eta, eps / eta / ratio)
-        sizes = [_batch_of(factor, spectrum.n, sampling) for factor in factors]
-        rows.append(Pair(eta, sizes[0], sizes[1], eta * spectrum.lambda_max, ratio))
+        ratio = _loss_ratio(spectrum, positive("learning_rate", eta), learning_rate)
+        low, value, high = (
+            _batch_of(eps / eta / r, spectrum.n, sampling)
+            for r in (ratio.interval[0], ratio.value, ratio.interval[1])
+        )
+        size = replace(
+            ratio,
+            value=value,
+            stderr=ratio.stderr * value / ratio.value,
+            interval=(low, high),
+            unit="examples",
+        )
+        same = _batch_of(eps / eta, spectrum.n, sampling)
+        rows.append(Pair(eta, same, size, eta * spectrum.lambda_max, ratio))
     return tuple(rows)
+
+
+def _loss_ratio(spectrum: NoiseSpectrum, eta: float, reference: float) -> Estimate:
+    """Stationary loss at `eta` over that at `reference`, at one temperature."""
+    base = _inverse_curvature(spectrum, reference)
+    value = _inverse_curvature(spectrum, eta) / base
+    # Both traces are of the same draws: the error is that of their difference.
+    apart = spectrum.trace_of(
+        lambda v: 1 / (1 - eta * v / 2) - value / (1 - reference * v / 2), "1", LOCAL
+    )
+    low, high = (value + (end - apart.value) / base for end in apart.interval)
+    how = "chain with independent batches, ratio of traces"
+    return replace(
+        apart, value=value, stderr=apart.stderr / base, interval=(low, high), method=how
+    ).with_notes(LOCAL)
 
 
 def _inverse_curvature(spectrum: NoiseSpectrum, eta: float) -> float:

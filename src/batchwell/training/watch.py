@@ -208,9 +208,17 @@ class Watch:
 
     # ---- hooks ----
 
+    def wait(self, active: bool) -> None:
+        """Look at the passes to come, or take all hooks off until some are wanted: they cost time."""
+        if active != self.active:
+            self.active = active
+            self._hook()
+
     def _hook(self) -> None:
         self.remove()
         self._once()
+        if not self.active:
+            return
         add = self._handles.append
         add(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
         for layer in self._layers.values():
