@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from batchwell import SGD, additive, stationary_moments
-from batchwell.action import chain, chain_action, hamiltonian, quasi_potential
+from batchwell import SGD, additive, ball, half_space, sampled, stationary_moments
+from batchwell.action import chain, chain_action, hamiltonian, instantons, quasi_potential
 from batchwell.errors import InputError
 
 
@@ -75,3 +75,46 @@ def test_bounded_noise_through_the_legendre_transform():
 def test_starts_that_are_no_minimum_are_refused():
     with pytest.raises(InputError, match="no minimum"):
         chain_action(linear(), [0.5], [1.0])
+
+
+def test_the_cheapest_way_over_an_edge_of_a_linear_chain():
+    # V = eps x.C^-1 x / 2, C stationary: over the plane n.x = 1 it is eps / (2 n.C n), at C n / n.C n.
+    a = np.array([[1.0, 0.3], [0.3, 0.5]])
+    sgd = SGD(additive(lambda x: x @ a @ x / 2, "gaussian", dim=2), 0.3)
+    n = np.array([0.6, 0.8])
+    spread = stationary_moments(sgd).covariance
+    found = chain_action(sgd, [0.0, 0.0], half_space(n, 1.0))
+    assert found.exponent == pytest.approx(0.5 / (n @ spread @ n), rel=1e-8)
+    np.testing.assert_allclose(found.end, spread @ n / (n @ spread @ n), atol=1e-5)
+    assert found.error < 1e-8 * found.action
+    # Negative control: the limit of small steps costs more and ends elsewhere.
+    limit = instantons(sgd, [0.0, 0.0], half_space(n, 1.0))[0]
+    assert limit.action > 1.05 * found.action
+    assert np.abs(limit.end - found.end).max() > 1e-3
+
+
+def test_the_edge_of_a_curved_domain_beats_its_neighbours():
+    loss = additive(lambda x: x[0] ** 2 / 2 + 0.3 * x[1] ** 2 + 0.2 * x[0] ** 2 * x[1], dim=2)
+    sgd = SGD(loss, 0.15)
+    domain = ball([0.3, 0.1], 0.8)
+    found = chain_action(sgd, [0.0, 0.0], domain)
+    assert np.linalg.norm(found.end - [0.3, 0.1]) == pytest.approx(0.8, abs=1e-9)
+    angle = np.arctan2(*(found.end - [0.3, 0.1])[::-1])
+    for off in (-0.03, 0.03):
+        beside = np.array([0.3, 0.1]) + 0.8 * np.array([np.cos(angle + off), np.sin(angle + off)])
+        assert chain_action(sgd, [0.0, 0.0], beside).action > found.action
+
+
+def test_too_few_steps_are_seen_by_doubling_them():
+    few = chain_action(linear(), [0.0], [1.0], steps=6)
+    many = chain_action(linear(), [0.0], [1.0])
+    assert few.error > 0.5 * (few.action - many.action) > 1e-4
+    assert many.error < 1e-9
+
+
+def test_singular_noise_is_refused():
+    thin = sampled(lambda x, z: x @ x / 2 + z[0] * x[0], "gaussian", dim=2)
+    with pytest.raises(InputError, match="noise in all directions"):
+        chain_action(SGD(thin, 0.1), [0.0, 0.0], [0.5, 0.0])
+    with pytest.raises(InputError, match="inside the domain"):
+        chain_action(linear(), [0.0], half_space([1.0], -0.5))

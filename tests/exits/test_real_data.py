@@ -4,10 +4,37 @@ import math
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
 
-from batchwell import SGD, problem
+from batchwell import SGD, diffusion_approximation, finite_sum, problem, sublevel
+from batchwell._jax import jax, jnp
 from batchwell.exits import exponent_map, mean_exit_time
-from batchwell.problems.real import breast_cancer_logistic
+from batchwell.problems.real import _breast_cancer, breast_cancer_logistic
+
+
+def test_slope_and_level_are_sgds_own_on_one_feature():
+    # T20 in one dimension, where the chain's exit time is known exactly: prefactor, finite steps and
+    # overshoot leave nothing open, whatever the batch size.
+    features, labels = _breast_cancer(1)
+    rows = np.column_stack([features[:40, 0], labels[:40]])
+    loss = finite_sum(lambda x, z: jax.nn.softplus(-z[1] * z[0] * x[0]) + 0.025 * x @ x, rows, 1)
+    lowest = minimize_scalar(lambda x: float(loss.mean(jnp.array([x]))), tol=1e-12)
+    domain = sublevel(loss.mean, float(lowest.fun) + 0.008, dim=1)
+    logs = {"law": [], "sharp": [], "diffusion": []}
+    for size in (1, 2):
+        sgd = SGD(loss, 0.2, size)
+        for key, process, method in (
+            ("law", sgd, "law"),
+            ("sharp", sgd, "sharp"),
+            ("diffusion", diffusion_approximation(sgd), "sharp"),
+        ):
+            out = mean_exit_time(process, [lowest.x], domain, method)
+            logs[key].append(math.log(out.value))
+    law, sharp, other = (np.array(logs[k]) for k in ("law", "sharp", "diffusion"))
+    assert np.abs(sharp / law - 1).max() < 0.02
+    assert np.diff(sharp)[0] == pytest.approx(np.diff(law)[0], rel=0.02)
+    # Negative control: the diffusion's slope is another one, by far.
+    assert abs(np.diff(other)[0] / np.diff(law)[0] - 1) > 0.2
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +66,30 @@ def test_simulated_slope_is_sgds_own(case):
     assert error < 0.01
     assert abs(slope / (0.5054 - off) - 1) < 0.05
     assert slope > 0.3051 - off + 4 * error
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error::batchwell.ensemble.SlowerEngine")
+def test_prefactor_and_finite_steps_explain_slope_and_level(case):
+    # The boundary is flat for SGD (V = .5054 and .5138 at its two ways out), so Laplace's method over
+    # it needs V/eps of about 15 for the level; the slope is right from 5 on.
+    loss, start, domain = case
+    options = {"particles": 512, "replicas": 8, "seed": 5}
+    seen, own, other = [], [], []
+    for size in (3, 8):
+        sgd = SGD(loss, 0.2, size)
+        seen.append(mean_exit_time(sgd, start, domain, "splitting", **options))
+        own.append(math.log(mean_exit_time(sgd, start, domain, "sharp").value))
+        flow = diffusion_approximation(sgd)
+        other.append(math.log(mean_exit_time(flow, start, domain, "sharp").value))
+    logs = [math.log(t.value) for t in seen]
+    error = math.hypot(*(t.stderr / t.value for t in seen))
+    slope = logs[1] - logs[0]
+    assert abs((own[1] - own[0]) / slope - 1) < 0.05 + 2 * error / slope
+    assert abs(own[1] / logs[1] - 1) < 0.05
+    # The diffusion misses the slope by a third, and the level.
+    assert abs((other[1] - other[0]) / slope - 1) > 0.25
+    assert abs(other[1] / logs[1] - 1) > 0.2
 
 
 @pytest.mark.slow

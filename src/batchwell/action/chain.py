@@ -20,10 +20,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._jax import jax, jnp
+from ..domain import Domain
 from ..dynamics import SGD
 from ..errors import InputError, RunError, require, whole
+from .geometric import floor_needed
 from .hamiltonian import Hamiltonian, hamiltonian
 from .instanton import instantons
+from .ritz import retraction
 
 Array = Any
 # Memory of the free ends: exp(-2 * 16) of the action, at the relaxation rate of the start.
@@ -52,6 +55,8 @@ class ChainAction:
     residual
         Largest slope of the action in a free coordinate. Between two stationary points the
         path can shift in time at almost no cost, and the action is then good to about 1e-6.
+    error
+        What the action changes by when twice as many steps are allowed.
     notes
         Regime.
     """
@@ -63,7 +68,13 @@ class ChainAction:
     noise: np.ndarray = field(repr=False)
     theta: np.ndarray = field(repr=False)
     residual: float
+    error: float = math.nan
     notes: tuple[str, ...] = ()
+
+    @property
+    def end(self) -> np.ndarray:
+        """(d,) the last point: where the boundary is most likely crossed if the end was free."""
+        return np.asarray(self.path[-1])
 
     @property
     def steps(self) -> int:
@@ -72,16 +83,17 @@ class ChainAction:
 
 
 def chain_action(
-    sgd: SGD, start: ArrayLike, end: ArrayLike, steps: int | None = None
+    sgd: SGD, start: ArrayLike, end: ArrayLike | Domain, steps: int | None = None
 ) -> ChainAction:
-    """Least action of the chain from rest at `start` (d,) to `end` (d,), by Newton's method.
+    """Least action of the chain from rest at `start` (d,) to `end`, by Newton's method.
 
     Parameters
     ----------
     start
         A minimum; the velocity there is zero.
     end
-        Where the path ends, with any velocity.
+        Where the path ends, with any velocity: a point (d,), or a domain, whose boundary is then
+        reached where that is cheapest (from all local minima of the limit of small steps).
     steps
         K >= 1; by default 16 relaxation times of the minimum, after which the answer is that of
         infinitely many steps where `end` itself is no stationary point.
@@ -89,7 +101,8 @@ def chain_action(
     Raises
     ------
     InputError
-        Wrong shapes, a start that is no minimum, noise without exponential moments.
+        Wrong shapes, a start that is no minimum or not in the domain, a domain without level
+        function, noise without exponential moments or without all directions.
     RunError
         No path of finite cost was found, or Newton's method did not come to rest.
 
@@ -107,9 +120,11 @@ def chain_action(
     if not isinstance(sgd, SGD):
         raise InputError("sgd", type(sgd).__name__, "must be SGD: a diffusion has no steps")
     dim = sgd.loss.dim
-    x0, x1 = _point("start", start, dim), _point("end", end, dim)
+    x0 = _point("start", start, dim)
+    x1 = None if isinstance(end, Domain) else _point("end", end, dim)
     plain = hamiltonian(replace(sgd, momentum=0.0))
     rate = _rate(sgd, x0)
+    _check_noise(plain, x0)
     if steps is None:
         steps = max(8, math.ceil(RELAXATIONS * (1 - sgd.momentum) / (sgd.learning_rate * rate)))
         if sgd.momentum:
@@ -123,8 +138,57 @@ def chain_action(
         )
     count = whole("steps", steps)
     terms = _terms(plain, sgd.learning_rate, sgd.momentum)
-    path, residual = _newton(terms, _guess(plain, sgd, x0, x1, count))
+    if x1 is None:
+        assert isinstance(end, Domain)
+        ways = [way.end for way in instantons(sgd, x0, end)]
+        paths = [_free_end(terms, _guess(plain, sgd, x0, x, count), end) for x in ways]
+        path, residual = min(paths, key=lambda found: float(terms.total(found[0])))
+    else:
+        path, residual = _newton(terms, _guess(plain, sgd, x0, x1, count))
     return _answer(plain, sgd, terms, path, residual)
+
+
+def _check_noise(h: Hamiltonian, x: np.ndarray) -> None:
+    require(
+        not floor_needed(h, x),
+        "sgd",
+        "singular gradient noise",
+        "must have noise in all directions: without it most paths of the chain cost infinitely much; "
+        "`quasi_potential` puts a floor under it and says so",
+    )
+
+
+def _free_end(terms: _Terms, path: np.ndarray, domain: Domain) -> tuple[np.ndarray, float]:
+    """The cheapest path to the boundary near the end of `path`, by BFGS on the boundary.
+
+    The slope of the action in its end is that of its last term alone, as the rest is stationary.
+    """
+    from scipy.optimize import minimize
+
+    dim = path.shape[1]
+    onto = jax.jit(retraction(domain))
+    turn = jax.jit(jax.jacfwd(retraction(domain)))
+    best: list[Any] = list(_newton(terms, path))
+    if dim == 1:
+        return best[0], best[1]
+    level = domain.level
+    assert level is not None
+    at = path[-1].copy()
+    normal = np.asarray(jax.grad(level)(jnp.asarray(at)))
+    tangent = np.linalg.svd(normal[None, :])[2][1:].T
+
+    def both(y: np.ndarray) -> tuple[float, np.ndarray]:
+        goal = np.asarray(onto(jnp.asarray(at + tangent @ y)))
+        # A small move of the end fades towards the start.
+        bent = best[0] + np.linspace(0, 1, len(path))[:, None] ** 8 * (goal - best[0][-1])
+        bent[-1] = goal
+        best[:] = _newton(terms, bent)
+        last = np.asarray(terms.slopes(best[0]))[-1, 2 * dim :]
+        return float(terms.total(best[0])), tangent.T @ np.asarray(turn(at + tangent @ y)).T @ last
+
+    found = minimize(both, np.zeros(dim - 1), jac=True, method="BFGS", options={"gtol": 1e-9})
+    both(found.x)
+    return best[0], best[1]
 
 
 def _point(key: str, value: ArrayLike, dim: int) -> np.ndarray:
@@ -328,6 +392,8 @@ def _answer(
     theta = np.asarray(cost(jnp.asarray(path[:-1]), jnp.asarray(gradients))[1])
     mean = np.asarray(jax.vmap(sgd.loss.gradient)(jnp.asarray(path[:-1])))
     action = float(terms.total(path))
+    longer = np.concatenate([np.repeat(path[:1], len(path) - 1, axis=0), path])
+    error = abs(float(terms.total(_newton(terms, longer)[0])) - action)
     return ChainAction(
         action,
         action / h.temperature,
@@ -336,5 +402,6 @@ def _answer(
         gradients - mean,
         theta,
         residual,
+        error,
         h.notes,
     )

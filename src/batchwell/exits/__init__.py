@@ -54,7 +54,7 @@ EXIT_METHODS: dict[str, ExitMethod] = {
         by_law, "linear system of the chain or the diffusion", "1 dimension; diffusions to 3", False
     ),
     "sharp": ExitMethod(
-        sharp, "Eyring-Kramers, for diffusions and the Gaussian chain", "V/eps above 5", False
+        sharp, "Eyring-Kramers, for diffusions and light-tailed chains", "V/eps above 5", False
     ),
     "splitting": ExitMethod(
         splitting, "multilevel splitting of simulated paths", "rare exits, without momentum"
