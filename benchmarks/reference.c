@@ -21,19 +21,19 @@ INL vu next(gen *g) {
 }
 INL vf root(vf x) { vf o; for (int i = 0; i < N; i++) o[i] = sqrtf(x[i]); return o; }
 INL vf pick(vi m, vf x, vf y) { return (vf)(((vi)x & m) | ((vi)y & ~m)); }
-INL vf logv(vf x) {
+/* -2 ln x: the factor is in the coefficients. */
+INL vf minus_twice_log(vf x) {
   vi ix = (vi)x - 0x3f400000, e = ix >> 23;
-  vf f = (vf)((ix & 0x007fffff) + 0x3f400000) - 1.f, z = f * f, p = bc(7.0376836292e-2f);
-  p = p * f - 1.1514610310e-1f; p = p * f + 1.1676998740e-1f; p = p * f - 1.2420140846e-1f;
-  p = p * f + 1.4249322787e-1f; p = p * f - 1.6668057665e-1f; p = p * f + 2.0000714765e-1f;
-  p = p * f - 2.4999993993e-1f; p = p * f + 3.3333331174e-1f;
-  return f * z * p - 0.5f * z + f + __builtin_convertvector(e, vf) * 0.69314718056f;
+  vf f = (vf)((ix & 0x007fffff) + 0x3f400000) - 1.f, z = f * f, p = bc(-1.40753672584e-01f);
+  p = p * f + 2.30292206200e-01f; p = p * f - 2.33539974800e-01f; p = p * f + 2.48402816920e-01f;
+  p = p * f - 2.84986455740e-01f; p = p * f + 3.33361153300e-01f; p = p * f - 4.00014295300e-01f;
+  p = p * f + 4.99999879860e-01f; p = p * f - 6.66666623480e-01f;
+  return f * z * p + (z - 2.f * f) - __builtin_convertvector(e, vf) * 1.38629436112f;
 }
 INL void normals(gen *g, vf *n0, vf *n1) {
   vu a = next(g), b = next(g);
   vf u = __builtin_convertvector(a, vf) * 2.3283064365386963e-10f + 1.1641532182693481e-10f;
-  vf r2 = logv(u) * -2.f;
-  vf r = root(pick(r2 > 0.f, r2, bc(0.f)));
+  vf r = root(minus_twice_log(u)); /* u <= 1, where the logarithm is exactly 0 */
   vu q = (b + 0x20000000u) >> 30;
   vf t = __builtin_convertvector((vi)(b - (q << 30)), vf) * 1.4629180792671596e-09f, z = t * t;
   vf s = ((-1.9515295891e-4f * z + 8.3321608736e-3f) * z - 1.6666654611e-1f) * z * t + t;

@@ -164,15 +164,29 @@ def _log_normal(c: Code, x: Val) -> Val:
 
 
 def _log_normal32(c: Code, x: Val) -> Val:
-    bits = c.cast("bitcast", x, "i32")
-    bits = c.sub(bits, c.like(0x3F400000, bits))  # 0.75: mantissas in [0.75, 1.5)
-    power = c.cast("sitofp", c.shift("ashr", bits, 23), "f32")
-    mantissa = c.binary("and", bits, c.like(0x007FFFFF, bits))
-    m = c.cast("bitcast", c.add(mantissa, c.like(0x3F400000, bits)), "f32")
-    f = c.sub(m, c.like(1.0, m))
+    power, f = _split32(c, x)
     z = c.mul(f, f)
     y = c.fma(c.mul(f, z), c.horner(f, _LOG32), c.fma(c.like(-0.5, z), z, f))
     return c.fma(power, c.like(math.log(2), f), y)
+
+
+def _minus_twice_log32(c: Code, x: Val) -> Val:
+    """-2 times `_log_normal32`, to the last bit: the factor is in the coefficients."""
+    power, f = _split32(c, x)
+    z = c.mul(f, f)
+    coefficients = [-2.0 * k for k in _LOG32]
+    y = c.fma(c.mul(f, z), c.horner(f, coefficients), c.fma(c.like(-2.0, f), f, z))
+    return c.fma(power, c.like(-2.0 * math.log(2), f), y)
+
+
+def _split32(c: Code, x: Val) -> tuple[Val, Val]:
+    """x = 2^power (1 + f), 1 + f in [0.75, 1.5)."""
+    bits = c.cast("bitcast", x, "i32")
+    bits = c.sub(bits, c.like(0x3F400000, bits))
+    power = c.cast("sitofp", c.shift("ashr", bits, 23), "f32")
+    mantissa = c.binary("and", bits, c.like(0x007FFFFF, bits))
+    m = c.cast("bitcast", c.add(mantissa, c.like(0x3F400000, bits)), "f32")
+    return power, c.sub(m, c.like(1.0, m))
 
 
 def log1p(c: Code, x: Val) -> Val:
@@ -402,9 +416,8 @@ def normal_pair(c: Code, kind: str, words: list[Val]) -> tuple[Val, Val]:
         u = c.fma(
             c.cast("uitofp", words[0], "f32"), c.const(2.0**-32, "f32"), c.const(2.0**-33, "f32")
         )
-        squared = c.mul(_log_normal(c, u), c.const(-2.0, "f32"))
-        below = c.compare("olt", squared, c.like(0.0, squared))
-        radius = sqrt(c, c.select(below, c.like(0.0, squared), squared))
+        # u is at most 1, where the logarithm is exactly 0: no root of a negative number.
+        radius = sqrt(c, _minus_twice_log32(c, u))
         eighth = c.add(words[1], c.like(0x20000000, words[1]))
         quadrant = c.shift("lshr", eighth, 30)
         rest = c.sub(words[1], c.shift("shl", quadrant, 30))
