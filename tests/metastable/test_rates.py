@@ -202,3 +202,17 @@ def test_flat_directions_are_said() -> None:
 
     with pytest.raises(RunError, match="flat directions"):
         find_minima(additive(lambda x: x[0] ** 2, dim=2), [[1.0, 1.0]])
+
+
+def test_a_basin_left_before_it_relaxes_is_said_to_remember() -> None:
+    """Along y it relaxes in 1 / (.2 * 2e-3) = 2500 steps; along x it is left within hundreds."""
+
+    def counted(soft: float) -> tuple[str, ...]:
+        loss = additive(lambda x: (x[0] ** 2 - 1) ** 2 / 4 + soft * x[1] ** 2 / 2, dim=2)
+        found = find_minima(loss, [[-1.0, 0.1], [1.0, 0.0]])
+        sgd = SGD(loss, 0.2)
+        seen = [count_jumps(sgd, found, paths=8, looks=8, horizon=2000, target=8, memory=False)]
+        return rates_from_counts(found, sgd, seen, draws=8).notes
+
+    assert any("A, B are left before their flattest" in note for note in counted(2e-3))
+    assert not any("left before their flattest" in note for note in counted(1.0))

@@ -35,6 +35,7 @@ DISAGREE = 2.5  # joint standard errors
 BEYOND = 0.02  # how far past a saddle splitting ends, in lengths minimum-saddle
 STRAYED = 0.05  # share of paths around a minimum found elsewhere from which splitting is silent
 LEAVERS, LEFT, LONGEST = 32, 8, 2**16  # paths that show the ways out, how many must leave, steps
+UNWALLED = 0.25  # share of what left past no wall from which splitting is silent
 HASTY = 0.1  # crossings of a wall in one relaxation time above which splitting is silent
 COMMIT = 4.0  # slowest times, at minimum and saddles, after which what crossed has made up its mind
 RARE_METHODS = ("formula", "splitting")
@@ -266,15 +267,16 @@ def _all_by_splitting(
 
 
 def _closed(sgd: SGD, walls: _Walls, source: int, states: StateMap, batch_size: int) -> bool:
-    """Whether paths that leave are then beyond a wall.
+    """Whether paths that leave are then beyond a wall, at `batch_size` and halves of it.
 
-    Asked at the largest batch size, halved from `batch_size` on, at which enough of them leave.
+    Smaller ones are asked until enough paths leave; none may show a way that no wall closes.
     """
-    while batch_size >= 1:
+    left = 0
+    while batch_size >= 1 and left < LEFT:
         beyond = _left_beyond(replace(sgd, batch_size=batch_size), walls, source, states)
-        if len(beyond) >= LEFT or batch_size == 1:
-            return not len(beyond) or float(np.mean(~beyond)) <= STRAYED
-        batch_size //= 2
+        if len(beyond) and float(np.mean(~beyond)) > UNWALLED:
+            return False
+        left, batch_size = left + len(beyond), batch_size // 2
     return True
 
 

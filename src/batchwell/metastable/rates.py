@@ -229,7 +229,8 @@ def rates_from_counts(
     held = np.flatnonzero(merged.sum(axis=(0, 2)) < FEW)
     visited = steps.sum(axis=0) > 0
     named = [labels[i] for i in held if visited[i]]
-    notes = (memory_note(checks), *_held_note(named), *lost)
+    slow = _slow_states(landscape, sgd, counts)
+    notes = (memory_note(checks), *_slow_note(slow, labels), *_held_note(named), *lost)
     network = _network(landscape, labels, sgd, sizes, nodes, edges, fit, notes)
     return TransitionRates(
         network,
@@ -304,12 +305,37 @@ def _network(
     )
 
 
+def _slow_states(landscape: Landscape, sgd: SGD, counts: Sequence[JumpCounts]) -> list[int]:
+    """States that are left, at some batch size, before their flattest direction has relaxed."""
+    # (1 - momentum): with momentum a gradient step is worth that many more.
+    speed = sgd.learning_rate / (1.0 - sgd.momentum)
+    relaxed = [1.0 / (speed * m.lambda_min) for m in landscape.minima]
+    return [
+        i
+        for i, steps in enumerate(relaxed)
+        if any(steps * c.jumps[i].sum() > c.exposure[i] for c in counts if c.jumps[i].sum() >= FEW)
+    ]
+
+
+def _slow_note(slow: Sequence[int], labels: Sequence[str]) -> list[str]:
+    if not slow:
+        return []
+    return [
+        f"{_listed([labels[i] for i in slow])} are left before their flattest direction relaxes "
+        "(1 / (learning rate lambda_min) steps): such a basin remembers where it was entered, "
+        "which a Markov network does not, and shares there may be off by more than their interval"
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more states" if len(names) > 8 else "")
+
+
 def _held_note(held: Sequence[str]) -> list[str]:
     if not held:
         return []
-    named = ", ".join(held[:8]) + (", ..." if len(held) > 8 else "")
     return [
-        f"fewer than {FEW} exits were seen from {named}: their times are lower bounds, and the "
+        f"fewer than {FEW} exits were seen from {_listed(held)}: their times are lower bounds, and the "
         "network's rates out of them are borrowed from other states"
     ]
 
