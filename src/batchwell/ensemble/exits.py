@@ -233,7 +233,10 @@ def _drain(
     while waiting := [w for w in workers if w.live or queue[0] < len(left)]:
         steps, chunks = _portion(span, first, chunk, epoch)
         for w in waiting:
-            for name, value in (("chunk", steps), ("budget", chunks), ("first", first)):
+            for name, value in (
+                ("chunk", steps), ("budget", chunks), ("first", first),
+                ("refill", int(epoch in (0, steps))),
+            ):  # fmt: skip
                 w.arguments.put(name, value)
         clock = time.perf_counter()
         run(call, [w.arguments for w in waiting])
