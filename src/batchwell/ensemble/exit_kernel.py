@@ -67,8 +67,6 @@ def write_refilling(ctx: Context, recipe: Recipe, run_chunk: Callable[[Val, Val]
             store_block(ctx)
             with c.when(found):
                 _book_exits(ctx, recipe, points, events)
-                with c.when(c.compare("ne", ctx.whole("refill"), c.i64(0))):
-                    _fill_lanes(ctx, recipe)
                 going.set(c.any(awake(ctx)))
 
 
@@ -171,12 +169,14 @@ class _Bridge:
 
 
 def _book_exits(ctx: Context, recipe: Recipe, points: Val, events: Val) -> None:
-    """Write down the lanes that have an event; they are free then."""
+    """Write down the lanes that have an event; they are free then, or take the next path."""
     c = ctx.code
     with c.loop(c.i64(c.lanes)) as lane:
         event = c.load(events, "i32", lane)
         with c.when(c.compare("ne", event, c.i32(0))):
             _book_one(ctx, recipe, points, event, lane)
+            with c.when(c.compare("ne", ctx.whole("refill"), c.i64(0))):
+                _refill(ctx, recipe, lane)
 
 
 def _book_one(ctx: Context, recipe: Recipe, points: Val, event: Val, lane: Val) -> None:
