@@ -48,25 +48,26 @@ def write_refilling(ctx: Context, recipe: Recipe, run_chunk: Callable[[Val, Val]
 
     A call runs at most `budget` chunks of `chunk` steps. ``run_chunk(points, events)`` notes
     ends, and says whether there were any; they are booked when it is over, and what a lane does
-    between its path's end and the chunk's is thrown away. Lanes that are free take paths at the
-    start of a chunk, unless it is in the middle of an epoch: `first` is the step there, and all
-    lanes are at the same one.
+    between its path's end and the chunk's is thrown away. Then its lane takes a path if `refill`
+    is set; if not, a chunk ends in the middle of an epoch, and lanes that are free wait for a call
+    that begins with one: `first` is the step in an epoch, and all lanes are at the same one.
     """
     c = ctx.code
     ctx.block = c.i64(0)
     points = c.heap(ctx.kind, recipe.dim * c.lanes)
     events = c.array("i32", c.lanes)
-    start = c.compare("eq", ctx.whole("first"), c.i64(0))
-    with working(c), c.loop(ctx.whole("budget")):
-        free = c.binary("xor", awake(ctx), c.const(1, "i1"))
-        with c.when(c.binary("and", start, c.any(free))):
+    going = c.var("i1", 1)
+    with working(c):
+        with c.when(c.compare("eq", ctx.whole("first"), c.i64(0))):
             _fill_lanes(ctx, recipe)
-        with c.when(c.any(awake(ctx))):
+        going.set(c.any(awake(ctx)))
+        with c.loop(ctx.whole("budget")), c.when(going.get()):
             load_block(ctx, recipe)
             found = run_chunk(points, events)
             store_block(ctx)
             with c.when(found):
                 _book_exits(ctx, recipe, points, events)
+                going.set(c.any(awake(ctx)))
 
 
 def awake(ctx: Context) -> Val:
@@ -168,12 +169,14 @@ class _Bridge:
 
 
 def _book_exits(ctx: Context, recipe: Recipe, points: Val, events: Val) -> None:
-    """Write down the lanes that have an event; they are free then."""
+    """Write down the lanes that have an event; they are free then, or take the next path."""
     c = ctx.code
     with c.loop(c.i64(c.lanes)) as lane:
         event = c.load(events, "i32", lane)
         with c.when(c.compare("ne", event, c.i32(0))):
             _book_one(ctx, recipe, points, event, lane)
+            with c.when(c.compare("ne", ctx.whole("refill"), c.i64(0))):
+                _refill(ctx, recipe, lane)
 
 
 def _book_one(ctx: Context, recipe: Recipe, points: Val, event: Val, lane: Val) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ class Lanes:
         return bool(np.any(self.ids >= 0))
 
 
-def epoch_of(process: Process) -> int:
+def _epoch_of(process: Process) -> int:
     """Steps of an epoch of reshuffled data, whose phase all lanes share; else 0."""
     if isinstance(process, SGD) and process.sampling == "reshuffle":
         assert process.loss.n is not None
@@ -166,30 +167,54 @@ def find_exits(
     device: str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(steps (M,), observed (M,), points (M, d)) of M paths; horizon and steps in kernel steps."""
-    dtype = DTYPE[engine.kind]
     call = kernel(engine, "exits", device, exit_source, test)
+    span = LEAST if engine.recipe.loops else CHUNK
+    left, points = run_to_the_end(
+        call, engine, test, starts, states, horizon, substeps, threads, CHUNK, span, progress
+    )
+    return np.abs(left), left > 0, points
+
+
+def run_to_the_end(
+    call: Compiled,
+    engine: Engine,
+    test: Exit,
+    starts: np.ndarray,
+    states: np.ndarray,
+    horizon: int,
+    substeps: int,
+    threads: int | None,
+    chunk: int,
+    span: int,
+    progress: Callable[[int, int], None] | None = None,
+    **more: Any,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(steps (M,), negative where censored, and points (M, d)) of a kernel that refills lanes.
+
+    `more` are further arguments of the kernel; for `chunk` and `span` see `_drain`.
+    """
+    dtype = DTYPE[engine.kind]
     starts, states = np.ascontiguousarray(starts, dtype), np.ascontiguousarray(states, np.uint32)
-    left = np.zeros(len(starts), np.int64)
-    points, queue = np.empty_like(starts), np.zeros(1, np.int64)
-    shared = dict(
+    left, queue = np.zeros(len(starts), np.int64), np.zeros(1, np.int64)
+    shared: dict[str, Any] = dict(
         starts=starts,
         states=states,
         left=left,
-        points=points,
+        points=np.empty_like(starts),
         queue=queue,
         paths=len(starts),
         horizon=horizon,
+        **more,
     )
     if test.table is not None:
         table, weights = blocked_table(test, engine.kind)
         shared.update(level_table=table, level_weights=weights, level_rows=len(table))
-    workers = workers_of(call, engine, substeps, threads, starts, states, queue, shared)
-    span = LEAST if engine.recipe.loops else CHUNK
-    drain(call, workers, left, queue, CHUNK, epoch_of(engine.process), span, progress)
-    return np.abs(left), left > 0, points.astype(np.float64)
+    workers = _workers_of(call, engine, substeps, threads, shared)
+    _drain(call, workers, left, queue, chunk, _epoch_of(engine.process), span, progress)
+    return left, shared["points"].astype(np.float64)
 
 
-def drain(
+def _drain(
     call: Compiled,
     workers: list[Lanes],
     left: np.ndarray,
@@ -208,7 +233,10 @@ def drain(
     while waiting := [w for w in workers if w.live or queue[0] < len(left)]:
         steps, chunks = _portion(span, first, chunk, epoch)
         for w in waiting:
-            for name, value in (("chunk", steps), ("budget", chunks), ("first", first)):
+            for name, value in (
+                ("chunk", steps), ("budget", chunks), ("first", first),
+                ("refill", int(epoch in (0, steps))),
+            ):  # fmt: skip
                 w.arguments.put(name, value)
         clock = time.perf_counter()
         run(call, [w.arguments for w in waiting])
@@ -233,17 +261,15 @@ def _portion(span: int, first: int, chunk: int, epoch: int) -> tuple[int, int]:
     return steps, span // steps
 
 
-def workers_of(
+def _workers_of(
     call: Compiled,
     engine: Engine,
     substeps: int,
     threads: int | None,
-    starts: np.ndarray,
-    states: np.ndarray,
-    queue: np.ndarray,
-    shared: dict[str, object],
+    shared: dict[str, Any],
 ) -> list[Lanes]:
     """Lanes of every thread, filled with the first paths of the queue."""
+    starts, queue = shared["starts"], shared["queue"]
     lanes = width_for(call, engine, len(starts))
     common = common_arguments(engine, substeps)
     out = []
@@ -251,21 +277,19 @@ def workers_of(
         ids = queue[0] + np.arange(lanes)
         ids[ids >= len(starts)] = -1
         queue[0] += lanes
-        out.append(_filled(engine, ids, starts, states, common, shared))
+        out.append(_filled(engine, ids, common, shared))
     return out
 
 
 def _filled(
     engine: Engine,
     ids: np.ndarray,
-    starts: np.ndarray,
-    states: np.ndarray,
     common: Arguments,
-    shared: dict[str, object],
+    shared: dict[str, Any],
 ) -> Lanes:
     recipe: Recipe = engine.recipe
     rows = np.maximum(ids, 0)
-    x, rng = np.ascontiguousarray(starts[rows].T), np.ascontiguousarray(states[rows].T)
+    x, rng = (np.ascontiguousarray(shared[name][rows].T) for name in ("starts", "states"))
     velocity = np.zeros_like(x) if recipe.velocity else None
     order = None
     if recipe.order:

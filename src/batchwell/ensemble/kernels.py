@@ -28,7 +28,7 @@ ARGS = (
     "chunk", "budget", "ids", "taken", "live", "sums", "counts", "every", "clock", "edges",
     "steps_of", "step", "regions", "region_count",
     "level_table", "level_weights", "level_rows",
-    "goals", "core", "best", "fates", "score_table", "width", "room",
+    "goals", "core", "best", "fates", "score_table", "width", "room", "refill",
 )  # fmt: skip
 NATIVE_LANES = {"f64": 8, "f32": 16}  # of a 512-bit register; shorter ones are used in groups
 REALS = ("drift", "noise", "eta", "momentum", "half_eta", "bridge")

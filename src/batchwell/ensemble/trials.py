@@ -19,8 +19,8 @@ from .._jax import jax, jnp, serial
 from ..domain import Domain
 from ..dynamics import Process
 from .exit_kernel import Exit, awake, note, taken_and_rest, write_refilling
-from .exits import drain, epoch_of, exit_test, scalar, workers_of
-from .fused import DTYPE, Engine, blocked_table, kernel
+from .exits import exit_test, run_to_the_end, scalar
+from .fused import DTYPE, Engine, kernel
 from .kernels import Context, Recipe, context_of
 from .vector import Val, Var, module
 from .xla import compiled_step
@@ -123,32 +123,21 @@ def run_trials(
     code = written_score(score, domain.dim)
     call = kernel(engine, "trials", device, trial_source, test, code)
     dtype, m = DTYPE[engine.kind], len(starts)
-    starts, states = np.ascontiguousarray(starts, dtype), np.ascontiguousarray(states, np.uint32)
-    left, points, queue = np.zeros(m, np.int64), np.empty_like(starts), np.zeros(1, np.int64)
     # One place more than paths: lanes without a path write there.
     best, fates = np.full(m + 1, -np.inf, dtype), np.zeros(m + 1, np.int32)
-    shared: dict[str, Any] = dict(
-        starts=starts,
-        states=states,
-        left=left,
-        points=points,
-        queue=queue,
-        paths=m,
-        horizon=horizon,
+    more: dict[str, Any] = dict(
         goals=np.concatenate([goals, [0.0]]).astype(dtype),
         core=np.array([core], dtype),
         best=best,
         fates=fates,
     )
     if isinstance(score, Table):
-        shared["score_table"] = np.ascontiguousarray(score.values, dtype)
-    if test.table is not None:
-        table, weights = blocked_table(test, engine.kind)
-        shared.update(level_table=table, level_weights=weights, level_rows=len(table))
-    workers = workers_of(call, engine, substeps, threads, starts, states, queue, shared)
+        more["score_table"] = np.ascontiguousarray(score.values, dtype)
     span = FIRST_SPAN if engine.plan.table is None and test.table is None else CHUNK
-    drain(call, workers, left, queue, CHUNK, epoch_of(engine.process), span)
-    return points.astype(np.float64), np.abs(left), fates[:m], best[:m].astype(np.float64)
+    left, points = run_to_the_end(
+        call, engine, test, starts, states, horizon, substeps, threads, CHUNK, span, **more
+    )
+    return points, np.abs(left), fates[:m], best[:m].astype(np.float64)
 
 
 def trial_source(recipe: Recipe, kind: str, test: Exit, score: Written, gpu: bool = False) -> str:
