@@ -33,7 +33,7 @@ SMALL = {
     "order": {"seeds": 2, "epochs": 1},
     "decay": {"seeds": 2, "epochs": 1},
     "escapes": {"seeds": 4, "steps": 200, "starts": 8},
-    "stationary": {"seeds": 2, "updates": 600},
+    "stationary": {"seeds": 2, "updates": 300},
 }
 
 

@@ -16,7 +16,7 @@ from ..errors import Divergence, require
 from ._torch import torch
 from .checks import check_modes
 from .noise import StepNoise, noise_factor, solve_step, weight_factor
-from .steps import Options, StepProbe, gradients, norm_squared, strided
+from .steps import ProbeOptions, StepProbe, gradients, norm_squared, strided
 from .watch import examples_in
 
 Tensor = Any
@@ -64,7 +64,7 @@ class AccumulationProbe(StepProbe):
 
     method = "norms of micro-batches' gradients"
 
-    def __init__(self, model: Module, **options: Unpack[Options]) -> None:
+    def __init__(self, model: Module, **options: Unpack[ProbeOptions]) -> None:
         super().__init__(model, options)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._micro: list[_Micro] = []

@@ -14,7 +14,7 @@ from .curvature import hessian_eigenvalues
 from .local import LocalLoss, Losses
 from .predict import predictions
 from .spectrum import noise_spectrum
-from .updates import learning_rate_of, weight_decay_of
+from .updates import learning_rate_of, unwrapped, weight_decay_of
 
 BATCHES = 8  # of looks that a mean's error is taken from
 LOOKS = 8 * BATCHES
@@ -52,8 +52,10 @@ class Forecast:
         require(count >= LOOKS, "updates", count, f"must be at least {LOOKS}")
         rate, momentum = learning_rate_of(optimizer)
         self._rate = rate * course.learning_rate_factor / (1 - momentum)
-        self._model, self._course = model, course
-        self._local = LocalLoss(model, losses, batches, weight_decay=weight_decay_of(optimizer))
+        self._model, self._course = unwrapped(model), course
+        self._local = LocalLoss(
+            self._model, losses, batches, weight_decay=weight_decay_of(optimizer)
+        )
         bottom = 0 if drop is None else 1
         spectrum = noise_spectrum(self._local, min(TOP, self._local.dim - bottom), bottom)
         self._size, self._start = course.batch_size, course.updates
@@ -87,9 +89,8 @@ class Forecast:
         return done
 
     def _now(self) -> LocalLoss:
-        inner = getattr(self._model, "module", self._model)
-        trained = [p.detach().double().ravel() for p in inner.parameters() if p.requires_grad]
-        return self._local.moved(torch.cat(trained).numpy(force=True))
+        trained = [p for p in self._model.parameters() if p.requires_grad]
+        return self._local.moved(self._local.flat(trained))
 
     def _gone(self, name: str, steps: int, beyond: Callable[[float], bool]) -> None:
         limit = self._limits[name]

@@ -107,7 +107,7 @@ class LocalLoss:
     @property
     def x(self) -> Vector:
         """The parameters (dim,)."""
-        return self._flat(self._parameters)
+        return self.flat(self._parameters)
 
     def value(self) -> float:
         """F + weight_decay |x|^2 / 2."""
@@ -134,7 +134,7 @@ class LocalLoss:
                 retain_graph=True,
                 allow_unused=True,
             )
-            out += self._flat(found)
+            out += self.flat(found)
         return out / self.n + self.weight_decay * v
 
     def slopes(self, v: Vector) -> Vector:
@@ -222,13 +222,14 @@ class LocalLoss:
             found = torch.autograd.grad(
                 losses, self._parameters, part, retain_graph=True, allow_unused=True
             )
-            out += self._flat(found)
+            out += self.flat(found)
         return out
 
-    def _flat(self, parts: Iterable[Tensor]) -> Vector:
+    def flat(self, parts: Iterable[Tensor | None]) -> Vector:
+        """Tensors of the parameters' shapes as one vector (dim,), float64; None for zeros."""
         pairs = zip(parts, self._shapes, strict=True)
         rows = [
-            np.zeros(math.prod(s)) if p is None else p.detach().numpy(force=True).ravel()
+            np.zeros(math.prod(s)) if p is None else p.detach().double().numpy(force=True).ravel()
             for p, s in pairs
         ]
         return np.concatenate(rows)

@@ -29,7 +29,7 @@ from .measure import Probe
 from .schedule import Reading, Schedule, update
 from .schedules import as_schedule
 from .states import LastGood, check_fingerprint, fingerprint
-from .steps import StepProbe
+from .steps import StepProbe, processes
 from .updates import (
     OpenUpdate,
     data_size,
@@ -37,7 +37,6 @@ from .updates import (
     limit,
     measured,
     penalty,
-    processes,
     scale_gradients,
     scaled_step,
     weight_decay_of,

@@ -21,7 +21,7 @@ from .checks import (
     reduction_of,
 )
 from .noise import StepNoise, solve_step, weight_factor
-from .steps import Options, StepProbe, gradients, norm_squared, processes, strided
+from .steps import ProbeOptions, StepProbe, gradients, norm_squared, processes, strided
 from .watch import Pass, Watch
 
 Tensor = Any
@@ -95,7 +95,7 @@ class Probe(StepProbe):
         *,
         examples: int | None = EXAMPLES,
         weight_decay: float = 0.0,
-        **options: Unpack[Options],
+        **options: Unpack[ProbeOptions],
     ) -> None:
         super().__init__(model, options)
         self.weight_decay = finite("weight_decay", weight_decay)

@@ -12,14 +12,14 @@ from typing import Any
 
 from ..errors import InputError, whole
 from ._torch import torch
-from .updates import processes
+from .updates import unwrapped
 
 LAST_GOOD = "last_good.pt"
 
 
 def fingerprint(model: Any) -> dict[str, Any]:
     """What tells one model from another: names, shapes and types of its parameters, as a hash."""
-    inner = getattr(model, "module", model) if processes(model) > 1 else model
+    inner = unwrapped(model)
     rows = [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in inner.named_parameters()]
     digest = hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
     return {

@@ -20,7 +20,7 @@ WINDOW = 20
 _watched: WeakSet[Any] = WeakSet()
 
 
-class Options(TypedDict, total=False):
+class ProbeOptions(TypedDict, total=False):
     """What all probes may be given: see `Probe`."""
 
     data_size: int | None
@@ -61,9 +61,9 @@ class StepProbe(ABC):
 
     method: str  # of the estimates
 
-    def __init__(self, model: Module, options: Options) -> None:
+    def __init__(self, model: Module, options: ProbeOptions) -> None:
         for key in options:
-            one_of("option", key, Options.__annotations__)
+            one_of("option", key, ProbeOptions.__annotations__)
         size, micro = options.get("data_size"), options.get("micro_batches")
         self.model = model
         self.data_size = None if size is None else whole("data_size", size, 2)
@@ -216,7 +216,7 @@ def norm_squared(tensors: list[Tensor]) -> float:
 
 
 def processes(model: Module) -> int:
-    """Over how many processes DDP averages the model's gradient."""
+    """Processes that share each update: those over which DDP averages the model's gradient."""
     if not isinstance(model, torch.nn.parallel.DistributedDataParallel):
         return 1
     return int(torch.distributed.get_world_size(model.process_group))

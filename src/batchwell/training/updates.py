@@ -60,10 +60,9 @@ def measured(
     return probe.noise() if probe.steps % (probe.every * probe.window) == 0 else None
 
 
-def processes(model: Any) -> int:
-    """Processes that share each update: those of DDP."""
-    wrapped = isinstance(model, torch.nn.parallel.DistributedDataParallel)
-    return int(torch.distributed.get_world_size(model.process_group)) if wrapped else 1
+def unwrapped(model: Any) -> Any:
+    """The model inside of DDP."""
+    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
 
 
 def data_size(loader: Any) -> int | None:
