@@ -60,7 +60,9 @@ EXIT_METHODS: dict[str, ExitMethod] = {
         splitting, "multilevel splitting of simulated paths", "rare exits, without momentum"
     ),
     "importance": ExitMethod(
-        importance, "sampling tilted along the instanton", "Gaussian noise, V/eps above 5"
+        importance,
+        "sampling tilted along the instanton",
+        "Gaussian noise or finite data, V/eps above 5",
     ),
     "action": ExitMethod(
         by_action, "least action, of SGD itself or of the diffusion", "logarithm only", False
