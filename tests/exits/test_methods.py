@@ -175,7 +175,7 @@ def test_crossings_tell_where_rare_paths_come_out():
 def test_crossings_refuse_a_single_replica():
     from batchwell.exits.crossings import crossings
 
-    with pytest.raises(InputError, match="replicas = 1: must be .*at least 2"):
+    with pytest.raises(InputError, match=r"replicas = 1: must be .*at least 2"):
         crossings(SGD(WELL, 0.1), [-1.0], ACROSS, lambda x: x[0], replicas=1)
 
 

@@ -116,6 +116,15 @@ class ExitSurvey:
         found = [c for c in self.cells if (c.name, c.learning_rate) == (name, learning_rate)]
         return sorted(found, key=lambda c: c.inverse_temperature)
 
+    def refusals(self) -> list[tuple[str, str, str, str]]:
+        """(process, method, why it gave no answer, at which learning rates / batch sizes)."""
+        places: dict[tuple[str, str, str], list[str]] = {}
+        for c in self.cells:
+            for method, why in c.comparison.refused.items():
+                at = f"{c.learning_rate:g}/{c.batch_size}"
+                places.setdefault((c.name, method, why), []).append(at)
+        return [(*key, ", ".join(at)) for key, at in places.items()]
+
 
 def survey(
     compare: Compare,
