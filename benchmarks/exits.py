@@ -138,7 +138,7 @@ def cancer() -> dict[str, Any]:
 
     found = breast_cancer_logistic(5)
     sgd = SGD(found.loss, 0.2, 13)
-    options = {"particles": 1024, "replicas": 8, "threads": 1, "precision": "float32"}
+    options = {"particles": 1024, "replicas": 24, "threads": 1, "precision": "float32"}
     clock = time.process_time()
     out = mean_exit_time(sgd, found.start, found.domain, "splitting", **options)
     return {

@@ -261,6 +261,7 @@ def test_weak_takes_one_order_and_another_start(tmp_path: Path) -> None:
 
 def test_exit_asks_sgd_and_its_diffusion_side_by_side(tmp_path: Path) -> None:
     words = ["--learning-rate", ".2", "--batch-size", "1", "--method", "law", "--quiet"]
+    words += ["--method", "importance"]
     code, text = call("exit", "double-well", *words, "--out", str(tmp_path / "new"))
     assert code == 0, text
     assert "309.393" in text  # SGD, 61.878569 / .2
@@ -268,7 +269,12 @@ def test_exit_asks_sgd_and_its_diffusion_side_by_side(tmp_path: Path) -> None:
     page = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
     assert "309.39" in page
     answers = json.loads((tmp_path / "new" / "answers.json").read_text(encoding="utf-8"))
-    assert [row["process"] for row in answers["answers"]] == ["SGD", "diffusion"]
+    given = [(row["process"], row["method"], "value" in row) for row in answers["answers"]]
+    both = [("law", True), ("importance", False)]
+    assert given == [(name, *row) for name in ("SGD", "diffusion") for row in both]
+    # A method that does not apply says why in one line.
+    assert "fewer than two methods answered" in text
+    assert "SGD, importance, 0.2/1: process = 'V/eps = 2.5': must be at least 5" in text
 
 
 def test_numbers_and_domains_are_checked() -> None:

@@ -5,7 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from batchwell import SGD, additive, ball, box, diffusion, diffusion_approximation, half_space
+from batchwell import (
+    SGD,
+    additive,
+    ball,
+    box,
+    diffusion,
+    diffusion_approximation,
+    finite_sum,
+    half_space,
+)
 from batchwell._jax import jax, jnp
 from batchwell.errors import InputError, RunError
 from batchwell.exits import (
@@ -145,6 +154,33 @@ def test_splitting_needs_a_second_method_for_tiny_chances():
     assert "disagrees" in second_opinion(first, other).notes[-1]
 
 
+def test_crossings_tell_where_rare_paths_come_out():
+    # T7 at eta = .1: the rate of the chain; by symmetry half of the exits lie on either side.
+    from batchwell.exits.crossings import crossings
+
+    sgd = SGD(additive(lambda x: x @ x / 2), 0.1)
+    found = crossings(sgd, [0.0], UNIT, lambda x: x @ x, particles=256, replicas=64, seed=2)
+    rates = np.array([c.rate for c in found])
+    error = rates.std(ddof=1) / 8
+    assert abs(rates.mean() - 1 / 117280.42) < 4 * error
+    assert error < 0.1 * rates.mean()
+    ends = [c.points for c in found]
+    assert all((np.abs(e) >= 1).all() for e in ends)
+    right = np.array([c.rate * (c.points > 0).mean() for c in found]) - rates / 2
+    assert abs(right.mean()) < 4 * right.std(ddof=1) / 8
+    # What comes out has overshot by a part of the noise's step, .1, and departures lie within.
+    overshoot = np.abs(np.concatenate(ends)) - 1
+    assert 0.01 < overshoot.mean() < 0.1
+    assert all((np.abs(c.departed) < 1).all() for c in found)
+
+
+def test_crossings_refuse_a_single_replica():
+    from batchwell.exits.crossings import crossings
+
+    with pytest.raises(InputError, match=r"replicas = 1: must be .*at least 2"):
+        crossings(SGD(WELL, 0.1), [-1.0], ACROSS, lambda x: x[0], replicas=1)
+
+
 @pytest.mark.slow
 def test_splitting_in_the_plane_agrees_with_importance_sampling():
     plane = additive(lambda x: (x[0] ** 2 - 1) ** 2 / 4 + x[1] ** 2 * (0.6 + 0.4 * x[0]), dim=2)
@@ -230,10 +266,46 @@ def test_weights_are_checked():
         check_weights(np.full(100, -np.inf))
 
 
-def test_importance_refuses_noise_it_cannot_tilt():
-    coins = SGD(additive(lambda x: (x @ x - 1) ** 2 / 4, "rademacher"), 0.1)
-    with pytest.raises(InputError, match="Gaussian"):
-        mean_exit_time(coins, [-1.0], ACROSS, "importance")
+@pytest.mark.parametrize("form", ["coins", "data"])
+def test_importance_redraws_finitely_many_examples(form):
+    """Against the chain's own law; V/eps of the diffusion, 17, would be off by a factor of 20."""
+    if form == "coins":
+        loss = additive(lambda x: (x @ x - 1) ** 2 / 4, "rademacher", scale=0.7)
+    else:  # the same two examples as a data set
+        well = lambda x, z: (x @ x - 1) ** 2 / 4 + z * x[0]  # noqa: E731
+        loss = finite_sum(well, np.array([-0.7, 0.7]), 1)
+    chain, where = SGD(loss, 0.06), ([-1.0], half_space([1.0], 0.3))
+    exact = mean_exit_time(chain, *where, "law")
+    out = mean_exit_time(chain, *where, "importance", particles=1024, seed=2)
+    # t with 7 degrees of freedom: 1e-3.
+    assert abs(out.value - exact.value) < 5.4 * out.stderr + exact.interval[1] - exact.value
+    assert out.stderr < 0.06 * out.value
+    flow = mean_exit_time(diffusion_approximation(chain), *where, "law")
+    assert flow.value < exact.value / 10
+
+
+def test_alias_tables_give_their_chances_back():
+    from batchwell.exits.tilt import alias_table
+
+    chances = np.random.default_rng(3).dirichlet(np.full(50, 0.1))
+    keep, alias = alias_table(chances)
+    back = keep / 50 + np.bincount(alias, (1 - keep) / 50, minlength=50)
+    np.testing.assert_allclose(back, chances, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        SGD(additive(lambda x: (x @ x - 1) ** 2 / 4, "laplace"), 0.1),
+        SGD(WELL, 0.1, momentum=0.5),
+        SGD(finite_sum(lambda x, z: (x @ x - 1) ** 2 / 4 + z * x[0], np.array([-0.7, 0.7]), 1), 0.1, 1,
+            sampling="without_replacement"),
+    ],
+    ids=["laplace", "momentum", "without replacement"],
+)  # fmt: skip
+def test_importance_refuses_noise_it_cannot_tilt(chain):
+    with pytest.raises(InputError, match=r"must draw with replacement.*use method splitting"):
+        mean_exit_time(chain, [-1.0], half_space([1.0], 0.3), "importance")
 
 
 def test_a_start_in_the_plane_finds_ways_through_the_saddle_only():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from batchwell import SGD, additive, half_space, problem
-from batchwell.exits import EXIT_METHODS, compare_exit_times, exit_survey
+from batchwell.exits import EXIT_METHODS, exit_survey
 from batchwell.exits.survey import SGD_, sgd_and_diffusion, survey
 from batchwell.report.contours import segments
 from batchwell.report.document import render
@@ -59,7 +59,6 @@ def test_all_figures_are_there(well):
 def test_a_refusal_keeps_its_reason_and_a_disagreement_is_said():
     coins = additive(lambda x: (x @ x - 1) ** 2 / 4, "rademacher", scale=0.38)
     found = survey(
-        compare_exit_times,
         "coins",
         "bounded noise",
         sgd_and_diffusion(coins),

@@ -65,6 +65,8 @@ def exit_times(
     )
     rows = [row for cell in done.cells for row in _rows(cell)]
     Console().print(table("Mean exit times, in SGD steps", rows))
+    for line in _said(done):
+        click.echo(line)
     folder = Path("runs") / f"exit-{name}" if out is None else out
     _write_answers(done, folder)
     page = write(document(done), folder / "report.html")
@@ -100,21 +102,41 @@ def _write_answers(done: ExitSurvey, folder: Path) -> None:
 
 
 def _rows(cell: Cell) -> list[dict[str, str]]:
-    out = cell.comparison
     head = {
         "eta": f"{cell.learning_rate:g}",
         "B": str(cell.batch_size),
         "process": cell.name,
     }
-    rows = [
+    return [
         {
+            **head,
             "method": name,
             "steps": f"{e.value:.6g}",
-            "interval": f"[{e.interval[0]:.6g}, {e.interval[1]:.6g}]",
+            "interval": f"{e.interval[0]:.4g} ... {e.interval[1]:.4g}",
         }
-        for name, e in out.answers.items()
+        for name, e in cell.comparison.answers.items()
     ]
-    rows += [{"method": m, "steps": "\u2014", "interval": why} for m, why in out.refused.items()]
-    return [
-        {**head, **row, "agreement": out.verdict if k == 0 else ""} for k, row in enumerate(rows)
+
+
+def _said(done: ExitSurvey) -> list[str]:
+    """Whether the methods agree, and why some gave no answer: one line each."""
+    from ..exits.compare import LIMIT
+
+    pairs = [(c, p) for c in done.cells for p in c.comparison.pairs]
+    agree = sum(p.agree for _, p in pairs)
+    lines = [
+        f"{agree} of {len(pairs)} pairs of methods agree within {LIMIT:g} joint errors"
+        if pairs
+        else "fewer than two methods answered: nothing to compare"
     ]
+    for c, p in pairs:
+        if not p.agree:
+            at = f"{c.name} at {c.learning_rate:g}/{c.batch_size}"
+            lines.append(
+                f"  {at}: {p.first} and {p.second} lie {p.distance:.1f} joint errors apart"
+            )
+    refusals = done.refusals()
+    if refusals:
+        lines.append("no answer (process, method, at learning rate/batch size):")
+    lines += [f"  {name}, {method}, {at}: {why}" for name, method, why, at in refusals]
+    return lines

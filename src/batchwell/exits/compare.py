@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +11,10 @@ from numpy.typing import ArrayLike
 
 from ..domain import Domain
 from ..dynamics import Process
-from ..errors import BatchwellError
+from ..errors import BatchwellError, one_of
 from ..estimate import Estimate
-from .roster import ExitMethod
+from .regime import check_start
+from .roster import EXIT_METHODS
 from .splitting import UNRELIABLE, second_opinion
 
 # Two answers disagree beyond this many joint errors: chance 6e-5 each way for Gaussian errors.
@@ -77,28 +78,50 @@ class ExitComparison:
         return rows + [{"method": k, "refused": why} for k, why in self.refused.items()]
 
 
-def compare(
-    methods: Mapping[str, ExitMethod],
+def compare_exit_times(
     process: Process,
     start: ArrayLike,
     domain: Domain,
-    options: Mapping[str, Mapping[str, Any]],
+    methods: Sequence[str] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> ExitComparison:
-    """Run `methods` and pair up their answers."""
+    """Run every method that applies (or `methods`) and compare the answers pairwise.
+
+    A method that refuses the problem is kept with its reason. `options` maps a method's name to its
+    options.
+
+    Raises
+    ------
+    InputError
+        Unknown method, or a start and domain that no method accepts.
+
+    Examples
+    --------
+    >>> from batchwell import SGD, additive, half_space
+    >>> sgd = SGD(additive(lambda x: (x @ x - 1) ** 2 / 4), learning_rate=0.1)
+    >>> out = compare_exit_times(sgd, [-1.0], half_space([1.0], 1.0), ["law", "sharp"])
+    >>> [row["method"] for row in out.table()], out.agree
+    (['law', 'sharp'], True)
+    """
+    names = list(EXIT_METHODS) if methods is None else list(methods)
+    for name in names:
+        one_of("methods", name, EXIT_METHODS)
+    check_start(process, start, domain)
+    asked = options or {}
     answers: dict[str, Estimate] = {}
     refused: dict[str, str] = {}
-    for name, method in methods.items():
+    for name in names:
         try:
-            answers[name] = method.run(process, start, domain, **options.get(name, {}))
+            answers[name] = EXIT_METHODS[name].run(process, start, domain, **asked.get(name, {}))
         except BatchwellError as error:
             refused[name] = str(error)
     if "splitting" in answers:
         answers["splitting"] = _seconded(answers)
-    names = list(answers)
+    given = list(answers)
     pairs = [
         Pair(a, b, distance(answers[a], answers[b]))
-        for i, a in enumerate(names)
-        for b in names[i + 1 :]
+        for i, a in enumerate(given)
+        for b in given[i + 1 :]
     ]
     return ExitComparison(answers, refused, tuple(pairs))
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from ..domain import Domain
 from ..dynamics import SGD
 from ..ensemble import Score
-from ..errors import require, whole
+from ..errors import whole
 from .departures import core_of, departures, relaxation_steps
 from .splitting import STREAM, launched, out_points, split
 
@@ -65,7 +65,7 @@ def crossings(
     True
     """
     whole("particles", particles, 32)
-    require(replicas >= 2, "replicas", replicas, "must be at least 2: they give the error")
+    whole("replicas", replicas, 2)
     start = np.asarray(minimum, dtype=float)
     relaxation = relaxation_steps(sgd, start)
     core = core_of(sgd, domain, start, score, seed, 1, relaxation, threads)

@@ -1,8 +1,7 @@
 """Importance sampling: noise pushed along the instanton, paid back by weights.
 
 The chance that a departure from the core gets out is the mean of ``1{out} w`` over paths whose
-Gaussian noise is shifted by ``factor^T theta / eps``, theta the instanton's momentum at the nearest
-of its points, with ``log w = - sum (u . xi + |u|^2 / 2)``. Source: Dupuis & Wang, "Importance
+noise is tilted along the instanton (see `tilt`), w the likelihood ratio. Source: Dupuis & Wang, "Importance
 sampling, large deviations, and differential games" (Stochastics 76, 2004): a tilt that depends
 on the state, so that paths which stray are not pushed on. Whether there are enough paths for their
 weights: Chatterjee & Diaconis, "The sample size required in importance sampling" (Ann. Appl. Probab.
@@ -13,15 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._jax import jax, jnp
-from ..action import hamiltonian
 from ..domain import Domain
-from ..dynamics import SGD, Diffusion, Process
+from ..dynamics import Process
 from ..ensemble import OUT, Table
 from ..errors import InputError, RunError, whole
 from ..estimate import Estimate
@@ -29,21 +25,17 @@ from ..streams import generator
 from .channels import Channel, channels
 from .departures import Core, core_of, departures, relaxation_steps
 from .direct import watched_domain
-from .regime import attractor, substeps_of, temperature_of
+from .regime import attractor, substeps_of
 from .scores import default_score
 from .splitting import rate_to_time
+from .tilt import check_tilt, tilted
 
-Array = Any
 # Below this exponent V/eps the way out is no narrow path.
 RARE = 5.0
 # Largest share of the sum that one weight may have.
 LARGEST = 0.05
 # Strengths of the push, by which half of the replicas each are pushed.
 STRENGTHS = (1.0, 0.8)
-# Noises up to which the mean drift over a step is taken with its second derivatives.
-SMALL_WIDTH = 4
-# Points of an instanton at which its momentum is tabulated.
-PLACES = 43
 
 
 def importance(
@@ -62,8 +54,9 @@ def importance(
     Raises
     ------
     InputError
-        SGD whose noise is not Gaussian (use `splitting`), momentum, exits that are not rare (V/eps
-        below 5: says it), a bad start, or a domain without a level function.
+        SGD with momentum, drawing without replacement, or with continuous noise that is not
+        Gaussian (use `splitting`); exits that are not rare (V/eps below 5: says it), a bad
+        start, or a domain without a level function.
     RunError
         Weights that are not to be trusted with so few paths (says how many they need), or no path
         out.
@@ -81,7 +74,7 @@ def importance(
         raise InputError("domain", domain.name, "must have a level function here")
     minimum = attractor(process, start, domain)
     substeps = substeps_of(process, minimum, 8, substeps)
-    _check(process)
+    check_tilt(process)
     ways = channels(process, minimum, domain)
     exponent = ways[0].path.exponent
     if exponent < RARE:
@@ -105,18 +98,6 @@ def importance(
     said.append(check_strengths(np.array(rates)))
     out = rate_to_time(np.array(rates), "importance sampling along the instanton")
     return out.with_notes(*said, *notes)
-
-
-def _check(process: Process) -> None:
-    if isinstance(process, SGD):
-        gaussian = process.loss.noise is not None and process.loss.noise.name == "gaussian"
-        if not gaussian or process.momentum or not hamiltonian(process).quadratic:
-            raise InputError(
-                "process",
-                "this SGD",
-                "must have Gaussian noise that enters the "
-                "gradient affinely, and no momentum; use method splitting",
-            )
 
 
 def check_weights(logs: np.ndarray) -> str:
@@ -181,7 +162,7 @@ def _pushed(core: Core, ways: list[Channel], strength: float) -> Core:
     d, level, score = core.domain.dim, core.domain.level, core.score
     assert level is not None
     domain = Domain(core.domain.name, d + 1, lambda y: level(y[:d]))
-    process, substeps = _tilted(core, ways, strength)
+    process, substeps = tilted(core.process, ways, strength, core.substeps)
     return replace(
         core,
         process=process,
@@ -205,82 +186,3 @@ def _weights(core: Core, points: np.ndarray, k: int) -> np.ndarray:
         done = core.trials(paths, math.inf)
         logs[~there] = np.where(done.fates == OUT, done.points[:, -1], -np.inf)
     return logs
-
-
-def _tilted(core: Core, ways: list[Channel], strength: float) -> tuple[Diffusion, int]:
-    """(the pushed process with its log weight, in Euler steps; substeps)."""
-    process, d = core.process, core.domain.dim
-    mean, noise, width = _gaussian_step(process, core.substeps)
-    eps = temperature_of(process)
-    sgd = isinstance(process, SGD)
-    substeps = 1 if sgd else core.substeps
-    clock = 1.0 if sgd else process.learning_rate
-    dt = clock / substeps
-    every = max(1, len(ways[0].path.path) // PLACES)
-    points = jnp.asarray(np.concatenate([w.path.path[::every] for w in ways]))
-    theta = strength * jnp.asarray(np.concatenate([w.path.theta[::every] for w in ways]))
-
-    def push(x: Array) -> Array:
-        gap = jnp.sum((points - x) ** 2, axis=1)
-        near = (gap <= jnp.min(gap)).astype(x.dtype)
-        p = (near @ theta) / jnp.sum(near)
-        return jax.linear_transpose(lambda z: noise(x, z), jnp.zeros(width))(p)[0] / eps
-
-    def drift(y: Array) -> Array:
-        x = y[:d]
-        u = push(x)
-        return jnp.append(mean(x) - x + noise(x, u), -0.5 * jnp.dot(u, u)) / dt
-
-    def factor(y: Array, xi: Array) -> Array:
-        x = y[:d]
-        return jnp.append(noise(x, xi), -jnp.dot(push(x), xi)) / math.sqrt(dt)
-
-    def tensor(y: Array) -> Array:
-        columns = jax.vmap(lambda e: factor(y, e))(jnp.eye(width))
-        return columns.T @ columns
-
-    return Diffusion(d + 1, drift, tensor, factor, width, clock), substeps
-
-
-def _gaussian_step(process: Process, substeps: int) -> tuple[Any, Any, int]:
-    """(mean of the next x, linear map of standard normals to its noise, their number)."""
-    if isinstance(process, SGD):
-        loss, eta = process.loss, process.learning_rate
-        zero = jnp.zeros(loss.noise_dim)
-        size = eta / math.sqrt(process.batch_size)
-
-        def noise(x: Array, xi: Array) -> Array:
-            pushed = jax.jvp(lambda z: loss.example_gradient(x, z), (zero,), (xi,))[1]
-            return -size * pushed
-
-        return lambda x: x - eta * loss.example_gradient(x, zero), noise, loss.noise_dim
-    return *_heun_step(process, process.learning_rate / substeps), process.noise_dim
-
-
-def _heun_step(process: Diffusion, dt: float) -> tuple[Any, Any]:
-    """Heun's step, with its dependence on the noise through the drift to second order.
-
-    The step itself is not affine in the noise, which a closed-form weight needs; what is left out
-    is O(dt^2) smaller than the noise.
-    """
-    width, root = process.noise_dim, math.sqrt(dt)
-
-    def kick(x: Array, xi: Array) -> Array:
-        return root * process.factor_vector(x, xi)
-
-    def noise(x: Array, xi: Array) -> Array:
-        pushed = kick(x, xi)
-        ahead = x + dt * process.drift(x)
-        return pushed + 0.5 * dt * jax.jvp(process.drift, (ahead,), (pushed,))[1]
-
-    def mean(x: Array) -> Array:
-        slope = process.drift(x)
-        ahead = x + dt * slope
-        if width > SMALL_WIDTH:
-            return x + 0.5 * dt * (slope + process.drift(ahead))
-        # Mean over the noise of the drift ahead, by the rule of 2 points a direction.
-        kicks = jnp.stack([math.sqrt(width) * kick(x, e) for e in jnp.eye(width)])
-        seen = [process.drift(ahead + sign * k) for k in kicks for sign in (1.0, -1.0)]
-        return x + 0.5 * dt * (slope + sum(seen) / (2 * width))
-
-    return mean, noise

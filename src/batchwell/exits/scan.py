@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,10 @@ from ..dynamics import SGD
 from ..ensemble import FirstExits
 from ..errors import require
 from ..estimate import Estimate, exponential_mean
-from .compare import ExitComparison
+from .compare import ExitComparison, compare_exit_times
 from .exponents import ExponentRow, exponent_map
 
 Floats = NDArray[np.float64]
-Compare = Callable[..., ExitComparison]
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,7 @@ class ScanRow:
     exponents: ExponentRow
 
 
-def scan_exits(
-    compare: Compare,
+def exit_scan(
     process: SGD,
     start: ArrayLike,
     domain: Domain,
@@ -54,9 +52,18 @@ def scan_exits(
     methods: Sequence[str] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[ScanRow]:
-    """Run `compare` (`compare_exit_times`) over learning rates and batch sizes.
+    """`compare_exit_times` for every learning rate and batch size, with both exponents.
 
-    The exponents do not depend on the learning rate: they are computed once per batch size.
+    The numbers of the figure of log time against B/eta; `fitted_exponent` gives its slope. The
+    exponents do not depend on the learning rate: they are computed once per batch size.
+
+    Examples
+    --------
+    >>> from batchwell import SGD, additive, half_space
+    >>> sgd = SGD(additive(lambda x: (x @ x - 1) ** 2 / 4), learning_rate=0.1)
+    >>> rows = exit_scan(sgd, [-1.0], half_space([1.0], 0.0), [0.1], [1, 2], ["law"])
+    >>> round(fitted_exponent(rows, "law").value, 2), round(rows[0].exponents.sgd, 2)
+    (0.49, 0.5)
     """
     require(
         bool(learning_rates) and bool(batch_sizes), "batch_sizes", batch_sizes, "must not be empty"
@@ -66,7 +73,7 @@ def scan_exits(
     for eta in learning_rates:
         for size, line in zip(batch_sizes, lines, strict=True):
             here = replace(process, learning_rate=eta, batch_size=size)
-            answer = compare(here, start, domain, methods, options)
+            answer = compare_exit_times(here, start, domain, methods, options)
             rows.append(ScanRow(here, 1.0 / here.temperature, answer, line))
     return rows
 

@@ -15,13 +15,13 @@ from ..ensemble import FirstExits, first_exits
 from ..errors import BatchwellError, InputError, require
 from ..estimate import Estimate
 from ..loss import StochasticLoss
+from ..problems import Problem
 from .channels import Channel, channels
-from .compare import ExitComparison
+from .compare import ExitComparison, compare_exit_times
 from .direct import watched_domain
 from .exponents import ExponentRow, exponent_map
 from .regime import attractor, substeps_of, temperature_of
 
-Compare = Callable[..., ExitComparison]
 Tell = Callable[[str], None]
 SGD_, DIFFUSION = "SGD", "diffusion"
 # Methods whose answer stands for a cell, most trusted first; the action has no prefactor.
@@ -116,9 +116,61 @@ class ExitSurvey:
         found = [c for c in self.cells if (c.name, c.learning_rate) == (name, learning_rate)]
         return sorted(found, key=lambda c: c.inverse_temperature)
 
+    def refusals(self) -> list[tuple[str, str, str, str]]:
+        """(process, method, why it gave no answer, at which learning rates / batch sizes)."""
+        places: dict[tuple[str, str, str], list[str]] = {}
+        for c in self.cells:
+            for method, why in c.comparison.refused.items():
+                at = f"{c.learning_rate:g}/{c.batch_size}"
+                places.setdefault((c.name, method, why), []).append(at)
+        return [(*key, ", ".join(at)) for key, at in places.items()]
+
+
+def exit_survey(
+    problem: Problem,
+    learning_rates: Sequence[float],
+    batch_sizes: Sequence[int],
+    methods: Sequence[str] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda text: None,
+) -> ExitSurvey:
+    """All that a report on the exits of a gallery problem shows: what `batchwell exit` runs.
+
+    A problem without a loss is asked as the diffusion that it is, at temperature eta/B, with its
+    unit of time as step.
+
+    Raises
+    ------
+    InputError
+        The problem has no domain.
+    """
+    domain = problem.domain
+    if domain is None:
+        raise InputError("PROBLEM", problem.name, "has no domain to leave: use `study`")
+    if problem.stochastic_loss is not None:
+        processes: Any = sgd_and_diffusion(problem.loss)
+    else:
+        make = problem.process
+        assert make is not None
+        processes = lambda eta, size: {"diffusion": make(eta / size)}  # noqa: E731
+    return survey(
+        problem.name,
+        problem.summary,
+        processes,
+        problem.stochastic_loss,
+        problem.start,
+        domain,
+        learning_rates,
+        batch_sizes,
+        methods,
+        options,
+        seed,
+        tell,
+    )
+
 
 def survey(
-    compare: Compare,
     name: str,
     summary: str,
     processes: Callable[[float, int], Mapping[str, Process]],
@@ -132,7 +184,7 @@ def survey(
     seed: int = 0,
     tell: Tell = lambda text: None,
 ) -> ExitSurvey:
-    """Ask `compare` (`compare_exit_times`) at every learning rate and batch size.
+    """Ask `compare_exit_times` at every learning rate and batch size.
 
     ``processes(learning_rate, batch_size)`` maps names to processes; `tell` hears what is being
     done.
@@ -145,7 +197,7 @@ def survey(
         for size in batch_sizes:
             for key, process in processes(eta, size).items():
                 tell(f"{key}, learning rate {eta:g}, batch size {size}")
-                answers = compare(process, x, domain, methods, options)
+                answers = compare_exit_times(process, x, domain, methods, options)
                 one_over = 1.0 / _temperature(process)
                 cells.append(Cell(eta, size, one_over, key, answers))
     first = processes(learning_rates[0], batch_sizes[0])

@@ -54,7 +54,7 @@ def document(found: ExitSurvey) -> Document:
             _section(
                 "seen",
                 "Simulated exits",
-                "",
+                "Paths that were watched where exits are quickest.",
                 ("day",),
                 figures.seen_figure(found),
                 "Exits are too rare here to be watched.",
@@ -62,7 +62,7 @@ def document(found: ExitSurvey) -> Document:
             _section(
                 "saddle",
                 "From the saddle",
-                "",
+                "How long a start on the saddle takes, beside a start at the minimum.",
                 ("kifer", "hu"),
                 figures.saddle_figure(laws) if laws else None,
                 "No saddle lies on the way out, or it is left in another manner.",
@@ -233,16 +233,13 @@ def _pairs(found: ExitSurvey) -> Table | None:
 
 
 def _refused(found: ExitSurvey) -> Table | None:
-    rows: dict[tuple[str, str, str], list[str]] = {}
-    for c in found.cells:
-        for method, why in c.comparison.refused.items():
-            rows.setdefault((c.name, method, why), []).append(f"{c.learning_rate:g}/{c.batch_size}")
+    rows = found.refusals()
     if not rows:
         return None
     return Table(
         "Methods that gave no answer, and why",
         ("process", "method", "why", "at η/B"),
-        tuple((*key, ", ".join(at)) for key, at in rows.items()),
+        tuple(rows),
         2,
     )
 
