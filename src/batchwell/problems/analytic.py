@@ -10,7 +10,7 @@ from .._jax import jnp
 from ..domain import ball, half_space
 from ..dynamics import Diffusion, diffusion
 from ..loss import additive, finite_sum
-from .base import KnownAnswer, Problem
+from .base import SMALL_STUDY, KnownAnswer, Problem
 
 Array = Any
 
@@ -50,14 +50,7 @@ def double_well() -> Problem:
         (-1.0,),
         half_space([1.0], 1.0),
         known=tuple(known),
-        settings={
-            "starts": 16,
-            "learning_rates": [0.2],
-            "batch_sizes": [1, 2, 4],
-            "horizon": 20_000,
-            "examples": 2_000,
-            "paths": 64,
-        },
+        settings=SMALL_STUDY,
     )
 
 
@@ -73,14 +66,7 @@ def tilted_well() -> Problem:
         additive(potential, "gaussian", name="tilted-well"),
         (-1.0,),
         half_space([1.0], 0.0),
-        settings={
-            "starts": 16,
-            "learning_rates": [0.2],
-            "batch_sizes": [1, 2, 4],
-            "horizon": 20_000,
-            "examples": 2_000,
-            "paths": 64,
-        },
+        settings=SMALL_STUDY,
     )
 
 

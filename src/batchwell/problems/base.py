@@ -12,6 +12,16 @@ from ..errors import InputError
 from ..loss import StochasticLoss
 from ..symmetry import NONE, Symmetry
 
+# A study of a problem of one or two dimensions; another number of starts where it has many minima.
+SMALL_STUDY = {
+    "starts": 16,
+    "learning_rates": [0.2],
+    "batch_sizes": [1, 2, 4],
+    "horizon": 20_000,
+    "examples": 2_000,
+    "paths": 64,
+}
+
 
 @dataclass(frozen=True)
 class KnownAnswer:

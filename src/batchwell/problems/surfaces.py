@@ -9,18 +9,11 @@ import numpy as np
 from .._jax import jnp
 from ..errors import whole
 from ..loss import additive
-from .base import KnownAnswer, Problem
+from .base import SMALL_STUDY, KnownAnswer, Problem
 
 Array = Any
 NEWTON = "Newton's method in 30-digit arithmetic, all digits shown"
-STUDY = {
-    "starts": 32,
-    "learning_rates": [0.2],
-    "batch_sizes": [1, 2, 4],
-    "horizon": 20_000,
-    "examples": 2_000,
-    "paths": 64,
-}
+STUDY = {**SMALL_STUDY, "starts": 32}
 
 _A = (-200.0, -100.0, -170.0, 15.0)
 _QUADRATIC = ((-1.0, 0.0, -10.0), (-1.0, 0.0, -10.0), (-6.5, 11.0, -6.5), (0.7, 0.6, 0.7))
