@@ -2,26 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-
 import reference
-from cases import Case, cases
-
-
-def rate(work) -> float:
-    """Units of work per CPU-second of this process."""
-    clock = time.process_time()
-    done = work()
-    return done / (time.process_time() - clock)
-
-
-def compare(case: Case, rounds: int = 7) -> tuple[float, float, float]:
-    """(fused, C, ratio): medians of interleaved rates, and of their ratios."""
-    case.fused(), case.c()
-    pairs = [(rate(case.fused), rate(case.c)) for _ in range(rounds)]
-    mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return mine, other, statistics.median(a / b for a, b in pairs)
+from cases import cases
+from timing import interleaved
 
 
 def main() -> bool:
@@ -32,7 +15,7 @@ def main() -> bool:
     print(f"{'case':38s} {'M/s':>8s} {'C':>8s} {'ratio':>6s} {'goal':>5s}")
     good = True
     for case in cases():
-        mine, other, ratio = compare(case)
+        mine, other, ratio = interleaved(case.fused, case.c, 7)
         good &= ratio >= case.goal
         print(
             f"{case.name:38s} {mine / 1e6:8.0f} {other / 1e6:8.0f} {ratio:6.2f} {case.goal:5.2f}"

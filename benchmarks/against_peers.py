@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-
 import numpy as np
 
 import peers
 from cases import DENSE, MODES, PLANE, WELL, Case, ensemble_case, exit_case, logistic_case
+from timing import interleaved
 
 CASES = {
     "1-D": (WELL, [-1.0], 16384, 200, "well"),
@@ -17,23 +15,14 @@ CASES = {
 }
 
 
-def spent(work) -> tuple[float, float]:
-    """(CPU seconds, what it returned)."""
-    clock = time.process_time()
-    done = work()
-    return time.process_time() - clock, done
-
-
 def ratios(mine: Case, other, work: float, rounds: int = 3) -> tuple[float, float, float]:
     """Medians: (fused rate, peer's rate, ratio); `work` 0 means that the peer returns its own."""
-    other(), mine.fused()
-    rows = []
-    for _ in range(rounds):
-        clock, done = spent(mine.fused)
-        peer_clock, peer_done = spent(other)
-        rows.append((done / clock, (work or float(peer_done)) / peer_clock))
-    a, b = (statistics.median(column) for column in zip(*rows, strict=True))
-    return a, b, statistics.median(x / y for x, y in rows)
+
+    def peer() -> float:
+        done = other()
+        return work or float(done)
+
+    return interleaved(mine.fused, peer, rounds)
 
 
 def main() -> None:

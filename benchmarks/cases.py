@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import reference
-from batchwell import SGD, Diffusion, diffusion, finite_sum, half_space
+from batchwell import SGD, Diffusion, ball, diffusion, finite_sum, half_space
 from batchwell.ensemble import exits, fused, start
 
 DT, SIGMA = 0.01, 0.5
@@ -167,6 +167,26 @@ def logistic_case(mode, batch, paths=512):
         return paths * steps * batch
 
     return Case(f"logistic, {mode}, B={batch}", run, run_c, 0.6, "samples")
+
+
+def logistic_exits(mode, batch, paths=1024, radius=2.2):
+    """(exits, steps): first exits of minibatch SGD from a ball, and its plain steps, in samples."""
+    process = SGD(LOGISTIC, 0.05, batch, mode)
+    made, advance = engine(process)
+    state = start(process, np.zeros(20), paths, 0)
+    blocks = fused.to_blocks(made, state.x, state.rng, state.memory)
+    test = exits.exit_test(process, ball(np.zeros(20), radius), False)
+    count = 1000 // batch if mode == "reshuffle" else max(30, 400 // batch)
+
+    def leave():
+        steps, _, _ = exits.find_exits(made, test, state.x, state.rng, 20_000, 1, 1, None)
+        return float(steps.sum()) * batch
+
+    def run():
+        advance(0, count, blocks)
+        return paths * count * batch
+
+    return leave, run
 
 
 def cases():

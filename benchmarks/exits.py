@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from batchwell import SGD, additive, ball, diffusion, diffusion_approximation, h
 from batchwell._jax import jnp
 from batchwell.action import instantons, string_action
 from batchwell.exits import mean_exit_time
+from timing import best, spent
 
 
 def maier_stein(beta: float, eps: float = 1.0) -> Any:
@@ -29,34 +28,21 @@ def maier_stein(beta: float, eps: float = 1.0) -> Any:
     )
 
 
-def timed(task: Callable[[], Any]) -> tuple[float, float, Any]:
-    """(first call, best of three later calls, answer)."""
-    clock = time.perf_counter()
-    answer = task()
-    first = time.perf_counter() - clock
-    later = []
-    for _ in range(3):
-        clock = time.perf_counter()
-        answer = task()
-        later.append(time.perf_counter() - clock)
-    return first, min(later), answer
-
-
 def ritz() -> dict[str, Any]:
     """Chebyshev-Ritz on Maier-Stein; goal 50 ms to 1e-10."""
     from batchwell.action import hamiltonian
     from batchwell.action import ritz as engine
 
     x0, x1 = np.array([-1.0, 0.0]), np.zeros(2)
-    best = min(f.action for f in instantons(maier_stein(10.0), x0, x1, order=40, starts=4))
+    least = min(f.action for f in instantons(maier_stein(10.0), x0, x1, order=40, starts=4))
     p = engine.problem(hamiltonian(maier_stein(10.0)), 24, 56, None)
     u = np.zeros((24, 2))
     u[0, 1] = 0.5
-    first, later, found = timed(lambda: engine.minimise(p, x0, x1, u.ravel()))
+    first, later, found = best(lambda: engine.minimise(p, x0, x1, u.ravel()), 3)
     return {
         "first_s": first,
         "s": later,
-        "error": abs(found.action - best),
+        "error": abs(found.action - least),
         "goal": "0.05 s, 1e-10",
     }
 
@@ -64,8 +50,8 @@ def ritz() -> dict[str, Any]:
 def string() -> dict[str, Any]:
     """Geometric minimum action on Maier-Stein; goal 10 ms to 1e-6."""
     process = maier_stein(10.0)
-    first, later, out = timed(
-        lambda: string_action(process, [-1.0, 0.0], [0.0, 0.0], points=65, tolerance=1e-5)
+    first, later, out = best(
+        lambda: string_action(process, [-1.0, 0.0], [0.0, 0.0], points=65, tolerance=1e-5), 3
     )
     return {
         "first_s": first,
@@ -85,7 +71,7 @@ def thousand() -> dict[str, Any]:
 
     process = diffusion(drift, lambda x: jnp.eye(d), d)
     task = lambda: instantons(process, -np.ones(d), np.zeros(d), order=6, starts=1)[0]  # noqa: E731
-    first, later, out = timed(task)
+    first, later, out = best(task, 3)
     return {
         "first_s": first,
         "s": later,
@@ -101,10 +87,9 @@ def rare() -> dict[str, Any]:
     score = lambda x: jnp.sum(x**2)  # noqa: E731
     options = {"particles": 4096, "replicas": 32, "score": score, "threads": 1}
     mean_exit_time(sgd, [0.0], where, "splitting", **{**options, "particles": 64, "replicas": 2})
-    clock = time.process_time()
-    out = mean_exit_time(sgd, [0.0], where, "splitting", **options)
+    seconds, out = spent(lambda: mean_exit_time(sgd, [0.0], where, "splitting", **options))
     return {
-        "cpu_s": time.process_time() - clock,
+        "cpu_s": seconds,
         "stderr": out.stderr / out.value,
         "ratio": out.value / exact,
         "steps": exact,
@@ -122,10 +107,9 @@ def plane() -> dict[str, Any]:
     sgd, where = SGD(additive(well, dim=2), 0.0285), half_space([1.0, 0.0], 0.8)
     options = {"particles": 1024, "replicas": 8, "threads": 1}
     mean_exit_time(sgd, [-1.0, 0.0], where, "splitting", **{**options, "particles": 64})
-    clock = time.process_time()
-    out = mean_exit_time(sgd, [-1.0, 0.0], where, "splitting", **options)
+    seconds, out = spent(lambda: mean_exit_time(sgd, [-1.0, 0.0], where, "splitting", **options))
     return {
-        "cpu_s": time.process_time() - clock,
+        "cpu_s": seconds,
         "stderr": out.stderr / out.value,
         "notes": out.notes[0],
         "goal": "2 s",
@@ -139,10 +123,11 @@ def cancer() -> dict[str, Any]:
     found = breast_cancer_logistic(5)
     sgd = SGD(found.loss, 0.2, 13)
     options = {"particles": 1024, "replicas": 24, "threads": 1, "precision": "float32"}
-    clock = time.process_time()
-    out = mean_exit_time(sgd, found.start, found.domain, "splitting", **options)
+    seconds, out = spent(
+        lambda: mean_exit_time(sgd, found.start, found.domain, "splitting", **options)
+    )
     return {
-        "cpu_s": time.process_time() - clock,
+        "cpu_s": seconds,
         "stderr": out.stderr / out.value,
         "notes": out.notes[0],
         "goal": "60 s at 0.1",
@@ -154,10 +139,9 @@ def tilted() -> dict[str, Any]:
     sgd, where = SGD(additive(lambda x: x @ x / 2), 0.0205), ball([0.0], 1.0)
     exact = mean_exit_time(sgd, [0.0], where, "law").value
     options = {"particles": 1024, "replicas": 8, "threads": 1}
-    clock = time.process_time()
-    out = mean_exit_time(sgd, [0.0], where, "importance", **options)
+    seconds, out = spent(lambda: mean_exit_time(sgd, [0.0], where, "importance", **options))
     return {
-        "cpu_s": time.process_time() - clock,
+        "cpu_s": seconds,
         "stderr": out.stderr / out.value,
         "ratio": out.value / exact,
         "goal": "10 s at 0.05",
@@ -167,8 +151,8 @@ def tilted() -> dict[str, Any]:
 def sharp() -> dict[str, Any]:
     """Sharp law against the generator on the double well, eps = .05."""
     process = diffusion_approximation(SGD(additive(lambda x: (x @ x - 1) ** 2 / 4), 0.05))
-    first, later, out = timed(
-        lambda: mean_exit_time(process, [-1.0], half_space([1.0], 1.0), "sharp")
+    first, later, out = best(
+        lambda: mean_exit_time(process, [-1.0], half_space([1.0], 1.0), "sharp"), 3
     )
     return {"first_s": first, "s": later, "ratio": out.value * 0.05 / 102108.3655, "goal": "-"}
 

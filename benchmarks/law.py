@@ -22,6 +22,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
+import timing
 from batchwell import SGD, additive, ball, diffusion
 from batchwell.law import exit_time, exit_time_map, generator, transfer_operator
 
@@ -30,13 +31,8 @@ REFLECT = ("reflecting", "reflecting")
 
 def best(task: Callable[[], float], runs: int = 5) -> tuple[float, float]:
     """Answer and shortest time of `task` after one warm-up."""
-    task()
-    times = []
-    for _ in range(runs):
-        clock = time.process_time()
-        answer = task()
-        times.append(time.process_time() - clock)
-    return answer, min(times)
+    _, seconds, answer = timing.best(task, runs, time.process_time)
+    return answer, seconds
 
 
 def line(name: str, seconds: float, goal: float, error: float, allowed: float) -> None:

@@ -11,7 +11,6 @@ predicted and run. CPU seconds are of this process, all threads.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +29,7 @@ from batchwell.metastable import (
     verify_schedules,
 )
 from batchwell.streams import generator
+from timing import spent
 
 ENOUGH = 30  # exits from which a measured escape time counts
 WITHIN = 0.15  # of its logarithm
@@ -52,12 +52,12 @@ def count(
 ) -> list[JumpCounts]:
     out = []
     for b in sizes:
-        clock = time.process_time()
         chain = bw.SGD(sgd.loss, sgd.learning_rate, b)
-        out.append(count_jumps(chain, landscape, args.paths, seed=seed, threads=args.threads))
-        spent = time.process_time() - clock
-        lost = (out[-1].series[:, -1] == len(landscape.minima)).mean()
-        print(f"  B = {b}: {spent:.0f} CPU s, {lost:.0%} of paths end outside listed minima",
+        how = {"seed": seed, "threads": args.threads}
+        seconds, found = spent(lambda: count_jumps(chain, landscape, args.paths, **how))  # noqa: B023
+        out.append(found)
+        lost = (found.series[:, -1] == len(landscape.minima)).mean()
+        print(f"  B = {b}: {seconds:.0f} CPU s, {lost:.0%} of paths end outside listed minima",
               flush=True)  # fmt: skip
     return out
 
@@ -116,14 +116,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     sizes = [int(b) for b in args.batch_sizes.split(",")]
-    clock = time.process_time()
-    landscape = landscape_of(args.starts, args.learning_rate, args.threads)
-    print(f"{len(landscape.minima)} minima, {time.process_time() - clock:.0f} CPU s", flush=True)
+    seconds, landscape = spent(lambda: landscape_of(args.starts, args.learning_rate, args.threads))
+    print(f"{len(landscape.minima)} minima, {seconds:.0f} CPU s", flush=True)
     sgd = bw.SGD(landscape.loss, args.learning_rate)
     counts = count(sgd, landscape, sizes, args, seed=0)
-    clock = time.process_time()
-    rates = rates_from_counts(landscape, sgd, counts)
-    print(f"fit: {time.process_time() - clock:.1f} CPU s; {rates.spreads}")
+    seconds, rates = spent(lambda: rates_from_counts(landscape, sgd, counts))
+    print(f"fit: {seconds:.1f} CPU s; {rates.spreads}")
     for note in rates.notes:
         print(f"  {note}")
     report_errors("a batch size left out", left_out(landscape, sgd, counts, rates))

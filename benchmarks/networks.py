@@ -11,6 +11,7 @@ import numpy as np
 from batchwell import SGD, StochasticLoss, finite_sum
 from batchwell.ensemble import fused, start, xla
 from batchwell.ensemble.lowering import Unsupported
+from timing import best
 
 SHAPES = ((4, 4, 2), (8, 8, 2), (8, 16, 4), (16, 16, 4), (64, 32, 10))
 DATA = 1797  # examples, as in scikit-learn's digits
@@ -34,15 +35,9 @@ def network(
     return finite_sum(loss, data, sum(sizes))
 
 
-def rate(work, count: int) -> float:
-    """Samples per CPU-second, the best of three."""
-    work()
-    spent = []
-    for _ in range(3):
-        clock = time.process_time()
-        work()
-        spent.append(time.process_time() - clock)
-    return count / min(spent)
+def least(work) -> float:
+    """CPU seconds, the best of three."""
+    return best(work, 3, time.process_time)[1]
 
 
 def fused_rate(process: SGD, paths: int, steps: int, loops: bool) -> tuple[float, float]:
@@ -54,14 +49,14 @@ def fused_rate(process: SGD, paths: int, steps: int, loops: bool) -> tuple[float
     blocks = fused.to_blocks(engine, state.x, state.rng, state.memory)
     advance(0, 1, blocks)
     first = time.perf_counter() - clock
-    return rate(lambda: advance(0, steps, blocks), paths * steps * process.batch_size), first
+    return paths * steps * process.batch_size / least(lambda: advance(0, steps, blocks)), first
 
 
 def xla_rate(process: SGD, paths: int, steps: int) -> float:
     """The XLA engine (float64: it has no other), per CPU-second of all its threads."""
     state = start(process, np.full(process.loss.dim, 0.1), paths, 0)
     stepper = xla.Stepper(process, 1, "heun", state.x, state.rng, state.memory)
-    return rate(lambda: stepper(0, steps), paths * steps * process.batch_size)
+    return paths * steps * process.batch_size / least(lambda: stepper(0, steps))
 
 
 def main() -> None:

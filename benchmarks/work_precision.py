@@ -6,14 +6,13 @@ solution on a grid. Error: root mean square over repetitions, so that bias and n
 
 from __future__ import annotations
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from batchwell import diffusion
 from batchwell.ensemble import advance, start
+from timing import spent
 
 SIGMA, T, X0 = 0.5, 1.0, 0.5
 REPEATS = 5
@@ -132,11 +131,14 @@ def main() -> None:
             except ImportError as missing:
                 print(f"{name:18s} not installed ({missing.name})")
                 break
-            clock = time.process_time()
-            errors = [run(seed) - exact for seed in range(1, REPEATS + 1)]
-            spent = (time.process_time() - clock) / REPEATS
+            seconds, errors = spent(
+                lambda: [run(seed) - exact for seed in range(1, REPEATS + 1)]  # noqa: B023
+            )
             error = float(np.sqrt(np.mean(np.square(errors))))
-            print(f"{name:18s} {paths:8d} {steps:6d} {error:9.2e} {spent:9.4f}", flush=True)
+            print(
+                f"{name:18s} {paths:8d} {steps:6d} {error:9.2e} {seconds / REPEATS:9.4f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -22,17 +22,17 @@ def bench():
         pytest.skip("no gcc: the C reference cannot be built")
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        yield importlib.import_module("cases"), importlib.import_module("against_c")
+        yield importlib.import_module("cases"), importlib.import_module("timing")
     finally:
         sys.path.remove(str(BENCHMARKS))
 
 
 def best_ratio(bench, case):
     """The best of five: noise of a shared machine only ever slows one of the two."""
-    _, against = bench
+    _, timing = bench
     case.fused(), case.c()
-    return max(against.rate(case.fused) for _ in range(5)) / max(
-        against.rate(case.c) for _ in range(5)
+    return max(timing.rate(case.fused) for _ in range(5)) / max(
+        timing.rate(case.c) for _ in range(5)
     )
 
 
