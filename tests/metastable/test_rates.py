@@ -28,6 +28,7 @@ from batchwell.metastable import (
     transition_rates,
 )
 from batchwell.metastable.jumps import _pairs, _Watch, expected_jumps
+from batchwell.metastable.states import StateMap
 
 ETA, SIZES = 0.1, (1, 2, 3)
 # (share of time left of the saddle, relaxation time in steps) by `exact`, all digits.
@@ -118,7 +119,7 @@ def test_short_lags_would_count_returns_as_jumps(landscape: Landscape) -> None:
     """Why lags are as long as stays: the same estimator at a short lag is off by many errors."""
     sgd = SGD(WELL, ETA, 1)
     counts = count_jumps(sgd, landscape, 64, 24, 200_000, 400, seed=1, threads=2)
-    watch = _Watch(sgd, landscape, 1500, 1, "short", 2)
+    watch = _Watch(sgd, StateMap(landscape), 1500, 1, "short", 2)
     series = watch.follow(np.repeat([0, 1], 64), 4)
     jumps, steps = expected_jumps([Looks(4, _pairs(series, 3))])
     short = replace(counts, jumps=jumps, exposure=steps)

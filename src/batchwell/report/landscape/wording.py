@@ -101,8 +101,8 @@ def _stays(result: LandscapeResult) -> list[str]:
     small, large = rates.batch_sizes[0], rates.batch_sizes[-1]
 
     def stay(label: str, size: int) -> str:
-        value = escape_time(rates.network, label, size).value
-        return wording.spoken(value) if math.isfinite(value) else "no seen end of"
+        time = escape_time(rates.network, label, size)
+        return wording.estimate(time) if math.isfinite(time.value) else "no seen end of"
 
     return [
         f"At η = {rates.learning_rate:g} the network predicts that SGD stays in the flattest "
