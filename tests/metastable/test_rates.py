@@ -215,5 +215,5 @@ def test_a_basin_left_before_it_relaxes_is_said_to_remember() -> None:
         seen = [count_jumps(sgd, found, paths=8, looks=8, horizon=2000, target=8, memory=False)]
         return rates_from_counts(found, sgd, seen, draws=8).notes
 
-    assert any("A, B are left before their flattest" in note for note in counted(2e-3))
+    assert any("A, C are left before their flattest" in note for note in counted(2e-3))
     assert not any("left before their flattest" in note for note in counted(1.0))
