@@ -1,8 +1,9 @@
 """Direct simulation against exact exit times; censoring; what is refused."""
 
+import numpy as np
 import pytest
 
-from batchwell import SGD, additive, ball, diffusion_approximation, half_space
+from batchwell import SGD, additive, ball, diffusion_approximation, finite_sum, half_space
 from batchwell.errors import InputError, RunError
 from batchwell.exits import EXIT_METHODS, mean_exit_time
 
@@ -60,3 +61,30 @@ def test_unknown_method_lists_the_roster():
 def test_wrong_dimension_is_named():
     with pytest.raises(InputError, match="dimension"):
         mean_exit_time(SGD(QUADRATIC, 0.1), [0.0], half_space([1.0, 0.0], 1.0))
+
+
+@pytest.mark.parametrize("sampling", ["with_replacement", "without_replacement"])
+def test_real_minibatches_agree_with_a_simulation_written_out_in_numpy(sampling):
+    # Two comparisons at 4 joint errors: false alarm 1.2e-4.
+    rng = np.random.default_rng(5)
+    rows, targets = rng.normal(size=(12, 3)), rng.normal(size=12)
+    best = np.linalg.lstsq(rows, targets, rcond=None)[0]
+    loss = finite_sum(lambda x, z: 0.5 * (z[0] @ x - z[1]) ** 2, (rows, targets), 3)
+    eta, size, paths = 0.08, 3, 1000
+    x, times, live = np.tile(best, (paths, 1)), np.zeros(paths), np.arange(paths)
+    for k in range(1, 200_000):
+        if sampling == "with_replacement":
+            chosen = rng.integers(0, 12, (len(live), size))
+        else:
+            chosen = np.argsort(rng.random((len(live), 12)), axis=1)[:, :size]
+        misfit = np.einsum("mbd,md->mb", rows[chosen], x[live]) - targets[chosen]
+        x[live] -= eta * np.einsum("mb,mbd->md", misfit, rows[chosen]) / size
+        left = np.sum((x[live] - best) ** 2, axis=1) >= 0.125
+        times[live[left]] = k
+        live = live[~left]
+        if not len(live):
+            break
+    out = mean_exit_time(SGD(loss, eta, size, sampling=sampling), best, ball(best, 0.125**0.5))
+    gap = np.hypot(out.stderr, times.std(ddof=1) / paths**0.5)
+    assert not len(live)
+    assert abs(out.value - times.mean()) < 4 * gap
