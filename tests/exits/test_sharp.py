@@ -97,3 +97,24 @@ def test_finite_data_in_the_plane_against_splitting(mode):
     gap = math.log(found.value / seen.value)
     stated = math.log(found.interval[1] / found.value)
     assert abs(gap) < stated + 4 * seen.stderr / seen.value
+
+
+@pytest.mark.parametrize("dim", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_exponents_followed_through_batch_sizes_are_those_found_afresh(dim):
+    from batchwell.action import quasi_potential
+    from batchwell.exits import exponent_map
+
+    data = np.random.default_rng(2).exponential(size=(14, dim)) - 1
+    data -= data.mean(axis=0)
+    loss = finite_sum(lambda x, z: x @ x / 2 - x @ z, data, dim)
+    domain, origin = half_space([1.0, 0.3][:dim], 0.4), [0.0] * dim
+    sgd, modes = SGD(loss, 0.1, 1), ("with_replacement", "without_replacement")
+    rows = exponent_map(sgd, origin, domain, [5, 1, 2], modes, order=6, starts=2)
+    assert [r.batch_size for r in rows] == [5, 1, 2] * 2
+    assert len({r.sgd for r in rows[:3]}) == 1
+    assert rows[4].sgd == rows[0].sgd  # subsets of one are draws of one
+    fresh = SGD(loss, 0.1, 5, "without_replacement")
+    expected = quasi_potential(fresh, origin, domain, order=6, starts=2)
+    assert rows[3].sgd == pytest.approx(expected, rel=1e-7)
+    # Negative control: draws with replacement have another exponent.
+    assert abs(rows[3].sgd / rows[0].sgd - 1) > 1e-3

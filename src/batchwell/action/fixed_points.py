@@ -102,13 +102,22 @@ def newton(drift: Callable[[Array], Array]) -> Any:
     """Compiled damped Newton from many seeds (m, d)."""
     jacobian = jax.jacfwd(drift)
 
-    def step(_: int, x: Array) -> Array:
+    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        x, _, k = state
         b = drift(x)
         move = -jnp.linalg.solve(jacobian(x) + 1e-14 * jnp.eye(x.shape[0]), b)
         tried = jax.vmap(lambda t: jnp.linalg.norm(drift(x + t * move)))(2.0 ** -jnp.arange(10))
-        return x + 2.0 ** -jnp.nanargmin(tried) * move
+        new = x + 2.0 ** -jnp.nanargmin(tried) * move
+        return new, jnp.linalg.norm(new - x) <= 1e-14 * (1 + jnp.linalg.norm(new)), k + 1
 
-    return jax.jit(jax.vmap(lambda x: jax.lax.fori_loop(0, 40, step, x)))
+    def unfinished(state: tuple[Array, Array, Array]) -> Array:
+        x, done, k = state
+        return ~done & (k < 40) & jnp.all(jnp.isfinite(x))
+
+    def run(x: Array) -> Array:
+        return jax.lax.while_loop(unfinished, step, (x, jnp.asarray(False), 0))[0]
+
+    return jax.jit(jax.vmap(run))
 
 
 def _levels(domain: Domain) -> Callable[[np.ndarray], np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -50,6 +51,8 @@ class Instanton:
         Number of directions in which the action falls: 0 for a minimum.
     notes
         Regime.
+    inverse
+        The inverse Hessian that a quasi-Newton method gathered, where one was used.
     """
 
     action: float
@@ -63,6 +66,7 @@ class Instanton:
     index: int = 0
     coefficients: np.ndarray = field(default_factory=lambda: np.zeros((0, 1)), repr=False)
     notes: tuple[str, ...] = ()
+    inverse: np.ndarray | None = field(default=None, repr=False)
 
 
 def instantons(
@@ -74,6 +78,7 @@ def instantons(
     starts: int = DEFAULT_STARTS,
     all_extremals: bool = False,
     seed: int = 0,
+    near: Sequence[Instanton] = (),
 ) -> list[Instanton]:
     """Distinct extremals of the action from `start` to `end`, least action first.
 
@@ -92,6 +97,8 @@ def instantons(
         Number of initial curves.
     all_extremals
         Also search for stationary curves that are not minima.
+    near
+        Extremals of a similar process between the same ends: the search then starts from them alone.
 
     Raises
     ------
@@ -112,11 +119,15 @@ def instantons(
     require(x0.shape == (h.dim,), "start", x0.shape, f"must have shape ({h.dim},)")
     order, starts = whole("order", order, 2), whole("starts", starts)
     domain = end if isinstance(end, Domain) else None
-    targets = _targets(h, x0, end, starts, seed)
+    targets = np.array([path.end for path in near]) if near else _targets(h, x0, end, starts, seed)
     if h.dim == 1:
         return _on_the_line(h, x0, targets)
     p = ritz.problem(h, order, 2 * order + 8, domain)
-    tried = _search(p, h, x0, targets, starts, all_extremals, seed)
+    known = [path for path in near if path.coefficients.shape == (order, h.dim)]
+    if known:
+        tried = [_from(p, x0, path) for path in known]
+    else:
+        tried = _search(p, h, x0, targets, starts, all_extremals, seed)
     paths = [_instanton(h, x0, f) for f in _distinct(x0, [f for f in tried if f.action < np.inf])]
     possible = [path for path in paths if _reachable(h, path)]
     if not possible:
@@ -183,6 +194,12 @@ def _search(
     if all_extremals and p.second and p.order and not p.free_end:
         found += _between(p, x0, targets[0], found)
     return found
+
+
+def _from(p: ritz.Problem, x0: np.ndarray, path: Instanton) -> ritz.Found:
+    ends = [path.end] if p.free_end else []
+    unknowns = np.concatenate([path.coefficients.ravel(), *ends])
+    return ritz.minimise(p, x0, path.end, unknowns, inverse=path.inverse)
 
 
 def _between(
@@ -323,6 +340,7 @@ def _instanton(h: Hamiltonian, x0: np.ndarray, f: ritz.Found) -> Instanton:
         f.index,
         f.coefficients,
         tuple(notes),
+        f.inverse,
     )
     return (
         out

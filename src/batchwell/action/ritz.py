@@ -8,7 +8,7 @@ spectral for smooth instantons. Kikuchi, Singh, Cates & Adhikari, Phys. Rev. Res
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -168,21 +168,30 @@ class Found:
     quadrature: float
     index: int
     quasi: bool
+    inverse: np.ndarray | None = None
 
 
 def minimise(
-    p: Problem, x0: np.ndarray, x1: np.ndarray, u: np.ndarray, stationary: bool = False
+    p: Problem,
+    x0: np.ndarray,
+    x1: np.ndarray,
+    u: np.ndarray,
+    stationary: bool = False,
+    inverse: np.ndarray | None = None,
 ) -> Found:
-    """Minimise from unknowns `u`, or find the nearest stationary curve of any index."""
+    """Minimise from unknowns `u`, or find the nearest stationary curve of any index.
+
+    `inverse` is a first guess of the inverse Hessian, for problems without second derivatives.
+    """
     weight = 0.1 * abs(float(p.action(u, x0, x1))) + 1e-12
     if u.size and not p.second:
-        u = _large(p, u, x0, x1, weight)
+        u, inverse = _large(p, u, x0, x1, weight, inverse)
     elif u.size:
         solver = _stationary if stationary else _small
         # Long waves first: short ones alone can fold a curve back on itself.
         for modes in sorted({min(4, p.order), p.order}):
             u = solver(p, u, x0, x1, weight, _active(p, modes))
-    return _found(p, u, x0, x1, weight)
+    return replace(_found(p, u, x0, x1, weight), inverse=inverse)
 
 
 def _active(p: Problem, modes: int) -> np.ndarray:
@@ -192,7 +201,14 @@ def _active(p: Problem, modes: int) -> np.ndarray:
     return np.concatenate([np.arange(modes * p.dim), ends])
 
 
-def _large(p: Problem, u: np.ndarray, x0: np.ndarray, x1: np.ndarray, w: float) -> np.ndarray:
+def _large(
+    p: Problem,
+    u: np.ndarray,
+    x0: np.ndarray,
+    x1: np.ndarray,
+    w: float,
+    inverse: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray | None]:
     from scipy.optimize import minimize
 
     def both(v: np.ndarray) -> tuple[float, np.ndarray]:
@@ -200,11 +216,14 @@ def _large(p: Problem, u: np.ndarray, x0: np.ndarray, x1: np.ndarray, w: float) 
         return float(value), np.asarray(slope)
 
     if u.size <= MANY:
-        out = minimize(both, u, jac=True, method="BFGS", options={"maxiter": 300, "gtol": 1e-7})
-    else:
-        options = {"maxiter": 2000, "maxcor": 20, "ftol": 1e-14, "gtol": 1e-9}
-        out = minimize(both, u, jac=True, method="L-BFGS-B", options=options)
-    return np.asarray(out.x)
+        start = {} if inverse is None else {"hess_inv0": inverse}
+        options = {"maxiter": 300, "gtol": 1e-7, **start}
+        out = minimize(both, u, jac=True, method="BFGS", options=options)
+        # Symmetric to rounding only, but SciPy asks for exact symmetry of a first guess.
+        return np.asarray(out.x), 0.5 * (out.hess_inv + out.hess_inv.T)
+    options = {"maxiter": 2000, "maxcor": 20, "ftol": 1e-14, "gtol": 1e-9}
+    out = minimize(both, u, jac=True, method="L-BFGS-B", options=options)
+    return np.asarray(out.x), None
 
 
 def _small(

@@ -28,11 +28,14 @@ class Channel:
         The saddle there, None where the path meets the boundary with the drift against it.
     on_boundary
         Whether that saddle lies on the boundary (half of its crossings return).
+    minimum
+        (d,) where the path begins.
     """
 
     path: Instanton
     saddle: FixedPoint | None
     on_boundary: bool
+    minimum: tuple[float, ...] = ()
 
 
 def channels(
@@ -76,16 +79,18 @@ def _channels(
 ) -> list[Channel]:
     minimum, options = np.array(at), dict(asked)
     through, refused = [], []
-    for p in leading_out(process, minimum, domain):
+    for p in _leading_out(_with_drift_of(process), at, domain):
         try:
             paths = instantons(process, minimum, p.x, **options)
         except RunError as error:
             refused.append(error)
             continue
         # Mirror images are ways of their own.
-        through += [Channel(a, p, abs(p.level) <= 1e-7) for a in paths if a.index == 0]
+        through += [Channel(a, p, abs(p.level) <= 1e-7, at) for a in paths if a.index == 0]
     try:
-        over = [Channel(a, None, False) for a in instantons(process, minimum, domain, **options)]
+        over = [
+            Channel(a, None, False, at) for a in instantons(process, minimum, domain, **options)
+        ]
     except InputError:  # no ray meets the boundary: only saddles lead out
         over = []
     except RunError as error:
@@ -123,6 +128,50 @@ def _without_repeats(ways: list[Channel]) -> list[Channel]:
             continue
         out.append(way)
     return out
+
+
+def follow(process: Process, ways: list[Channel], domain: Domain) -> list[Channel]:
+    """The `ways` of a similar process with the same drift, as they are for `process`: cheapest first.
+
+    Each is relaxed anew from its own curve; no further ones are looked for.
+
+    Raises
+    ------
+    RunError
+        The noise is bounded and carries `process` along none of them.
+    """
+    out, refused = [], []
+    for way in ways:
+        path = way.path
+        end = domain if way.saddle is None else way.saddle.x
+        start = np.asarray(way.minimum)
+        try:
+            found = instantons(
+                process, start, end, order=max(2, len(path.coefficients)), near=[path]
+            )
+        except RunError as error:
+            refused.append(error)
+            continue
+        out.append(replace(way, path=found[0]))
+    if not out:
+        raise refused[0]
+    return sorted(out, key=lambda c: c.path.action)
+
+
+def _with_drift_of(process: Process) -> Process:
+    """One process for all that share its drift: their saddles are the same."""
+    sgd = process if isinstance(process, SGD) else process.sgd
+    plain = sgd is not None and sgd.momentum == 0
+    if sgd is None or not plain or (not isinstance(process, SGD) and process.order != 1):
+        return process
+    if not isinstance(process, SGD) and diffusion_approximation(sgd) is not process:
+        return process
+    return replace(sgd, learning_rate=1.0, batch_size=1, sampling=DRAWN)
+
+
+@lru_cache(maxsize=64)
+def _leading_out(process: Process, at: tuple[float, ...], domain: Domain) -> list[FixedPoint]:
+    return leading_out(process, np.array(at), domain)
 
 
 def leading_out(process: Process, minimum: np.ndarray, domain: Domain) -> list[FixedPoint]:

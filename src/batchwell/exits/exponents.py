@@ -20,7 +20,7 @@ from ..dynamics import SGD, Sampling, diffusion_approximation
 from ..errors import InputError, RunError, positive, require
 from ..estimate import Estimate
 from .by_action import FACTOR
-from .channels import channels
+from .channels import DRAWN, channels, follow
 from .regime import attractor, drift_of
 
 
@@ -79,19 +79,51 @@ def exponent_map(
     if not isinstance(process, SGD):
         raise InputError("process", "a diffusion", "must be SGD: the map compares it with its own")
     minimum = attractor(process, start, domain)
-    rows = []
+    sizes = tuple(batch_sizes or (process.batch_size,))
     base = _least(diffusion_approximation(process), minimum, domain, options)[0]
-    shared: tuple[float, str] | None = None
+    found: dict[tuple[str, int], tuple[float, str]] = {}
     for sampling in samplings:
-        for size in batch_sizes or (process.batch_size,):
-            here = replace(process, batch_size=size, sampling=sampling)
-            if sampling == "with_replacement":
-                shared = shared or _least(here, minimum, domain, options)
-                value, note = shared
-            else:
-                value, note = _least(here, minimum, domain, options)
-            rows.append(ExponentRow(size, sampling, here.temperature, value, base, note))
-    return rows
+        cases = [replace(process, batch_size=b, sampling=sampling) for b in sorted(set(sizes))]
+        values = _by_size(cases, minimum, domain, options)
+        found |= {(sampling, c.batch_size): v for c, v in zip(cases, values, strict=True)}
+    return [
+        ExponentRow(
+            size,
+            sampling,
+            replace(process, batch_size=size, sampling=sampling).temperature,
+            found[sampling, size][0],
+            base,
+            found[sampling, size][1],
+        )
+        for sampling in samplings
+        for size in sizes
+    ]
+
+
+def _by_size(
+    cases: list[SGD], minimum: np.ndarray, domain: Domain, options: Any
+) -> list[tuple[float, str]]:
+    """(V, note) for chains of growing batch size that differ in nothing else.
+
+    Draws without replacement start from the paths of draws with replacement, which are theirs at
+    B = 1, and follow them from size to size.
+    """
+    first = cases[0]
+    if first.sampling != "without_replacement" or first.loss.noise is not None:
+        return [_least(case, minimum, domain, options) for case in cases]
+    out: list[tuple[float, str]] = []
+    try:
+        ways = channels(replace(first, sampling=DRAWN), minimum, domain, **options)
+        for case in cases:
+            # A subset of one example is a draw of one example.
+            ways = ways if case.batch_size == 1 else follow(case, ways, domain)
+            out.append((ways[0].path.action, ""))
+    except RunError as error:
+        if "never escapes" not in str(error):
+            raise
+        # Means over more examples reach less far.
+        out += [(math.inf, str(error))] * (len(cases) - len(out))
+    return out
 
 
 def _least(process: Any, minimum: np.ndarray, domain: Domain, options: Any) -> tuple[float, str]:
