@@ -69,7 +69,14 @@ def _measured_gain(result: LandscapeResult) -> str:
     error = math.hypot(a.stderr, b.stderr)
     clear = abs(a.value - b.value) > 1.96 * error
     verdict = "a difference beyond chance" if clear else "a difference within chance"
-    return f" Run for real, they gave {wording.share(a)} and {wording.share(b)}: {verdict}."
+    text = f" Run for real, they gave {wording.share(a)} and {wording.share(b)}: {verdict}."
+    pairs = ((result.plan.growing.score, a), (result.plan.constant.score, b))
+    if any(p.interval[0] > m.interval[1] or p.interval[1] < m.interval[0] for p, m in pairs):
+        text += (
+            " That is not what was predicted: trust the runs, not the network, which lumps all "
+            "minima that the search did not list (more starts and paths would list more)."
+        )
+    return text
 
 
 def _landscape(result: LandscapeResult) -> str:
