@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ..errors import require
 from .batches import check_loader
@@ -23,26 +23,36 @@ from .steps import StepProbe
 from .updates import LOADED, data_size, learning_rate_of, limit, measured, penalty
 
 
-class Follower:
-    """Course, probe, last good state and learning rate of a training that something else runs.
+class FollowerOptions(TypedDict, total=False):
+    """Keyword arguments of the callbacks.
 
-    Parameters
+    Attributes
     ----------
-    schedule, logdir, log, log_every, keep_every
+    logdir, log, log_every, keep_every
         As for `attach`.
     probe
         Model -> what measures the gradient noise.
     """
 
+    logdir: str | Path | None
+    log: Log | Iterable[Log]
+    log_every: int
+    keep_every: int
+    probe: Callable[[Any], StepProbe] | None
+
+
+class Follower:
+    """Course, probe, last good state and learning rate of a training that something else runs."""
+
     def __init__(
         self,
         schedule: Schedule | str | int,
         *,
-        logdir: str | Path | None,
-        log: Log | Iterable[Log],
-        log_every: int,
-        keep_every: int,
-        probe: Callable[[Any], StepProbe] | None,
+        logdir: str | Path | None = None,
+        log: Log | Iterable[Log] = (),
+        log_every: int = 10,
+        keep_every: int = 100,
+        probe: Callable[[Any], StepProbe] | None = None,
     ) -> None:
         self.schedule = as_schedule(schedule)
         self.good = LastGood(keep_every)

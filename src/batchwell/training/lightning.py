@@ -7,18 +7,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 from ..errors import InputError, RunError, require
 from ._torch import torch
 from .batches import check_loader, examples_in
 from .course import Course
-from .follower import Follower
-from .log import Log
+from .follower import Follower, FollowerOptions
 from .schedule import Schedule
-from .steps import StepProbe
 from .updates import OpenUpdate, scale_gradients
 
 try:
@@ -51,24 +48,8 @@ class LightningSchedule(Callback):
         `attach` refuses.
     """
 
-    def __init__(
-        self,
-        schedule: Schedule | str | int,
-        *,
-        logdir: str | Path | None = None,
-        log: Log | Iterable[Log] = (),
-        log_every: int = 10,
-        keep_every: int = 100,
-        probe: Callable[[Any], StepProbe] | None = None,
-    ) -> None:
-        self._follower = Follower(
-            schedule,
-            logdir=logdir,
-            log=log,
-            log_every=log_every,
-            keep_every=keep_every,
-            probe=probe,
-        )
+    def __init__(self, schedule: Schedule | str | int, **options: Unpack[FollowerOptions]) -> None:
+        self._follower = Follower(schedule, **options)
         self._loss: Any = None
         self._saved: Mapping[str, Any] | None = None
         self._open: OpenUpdate | None = None

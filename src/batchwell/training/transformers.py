@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from ..errors import InputError, RunError, require
 from .batches import check_loader, examples_in
 from .course import Course
-from .follower import Follower
-from .log import Log
+from .follower import Follower, FollowerOptions
 from .schedule import Schedule
-from .steps import StepProbe
 from .updates import OpenUpdate
 
 try:
@@ -61,25 +58,9 @@ class TransformersSchedule(TrainerCallback):
         `attach` refuses.
     """
 
-    def __init__(
-        self,
-        schedule: Schedule | str | int,
-        *,
-        logdir: str | Path | None = None,
-        log: Log | Iterable[Log] = (),
-        log_every: int = 10,
-        keep_every: int = 100,
-        probe: Callable[[Any], StepProbe] | None = None,
-    ) -> None:
-        self._follower = Follower(
-            schedule,
-            logdir=logdir,
-            log=log,
-            log_every=log_every,
-            keep_every=keep_every,
-            probe=probe,
-        )
-        self._measures = probe is not None
+    def __init__(self, schedule: Schedule | str | int, **options: Unpack[FollowerOptions]) -> None:
+        self._follower = Follower(schedule, **options)
+        self._measures = options.get("probe") is not None
         self._batches = 0  # of the epoch
         self._resumed: int | None = None  # batches accumulated when the checkpoint was saved
         self._open: OpenUpdate | None = None
