@@ -6,6 +6,7 @@ from .attractors import UNDECIDED, Attractors
 from .explore import Exploration, explore, with_explored
 from .generalisation import Generalisation, generalisation
 from .minima import (
+    Diverged,
     Landscape,
     Minimum,
     classify,
@@ -32,6 +33,7 @@ __all__ = [
     "BasinMap",
     "Branch",
     "DisconnectivityTree",
+    "Diverged",
     "Exploration",
     "Generalisation",
     "Landscape",
