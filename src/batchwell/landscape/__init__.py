@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .attractors import UNDECIDED, Attractors
 from .explore import Exploration, explore, with_explored
-from .generalisation import Generalisation, generalisation
+from .generalisation import Generalisation, generalisation, held_out_scores
 from .minima import (
     Diverged,
     Landscape,
@@ -53,6 +53,7 @@ __all__ = [
     "find_minima",
     "find_saddles",
     "generalisation",
+    "held_out_scores",
     "landscape_of",
     "letters",
     "line_profile",
