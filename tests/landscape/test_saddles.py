@@ -227,7 +227,7 @@ def test_ends_that_no_search_listed_are_said_and_listed_later():
     more = extended(partial, points[np.isfinite(points).all(axis=1)])
     assert len(more.minima) > 2
     assert all(min(s.ends) >= 0 for s in relisted(saddles, more))
-    assert sorted(m.label for m in more.minima) == list("ABCD")[: len(more.minima)]
+    assert sorted(m.label for m in more.minima) == list("ACDE")[: len(more.minima)]
 
 
 def test_a_descent_that_reaches_no_minimum_ends_nowhere():

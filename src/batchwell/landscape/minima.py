@@ -32,7 +32,7 @@ class Minimum:
     Attributes
     ----------
     label
-        "A", "B", ... from the smallest largest Hessian eigenvalue on.
+        "A", "C", "D", ... from the smallest largest Hessian eigenvalue on; B is the batch size.
     x
         (d,) one representative of its class under the symmetry.
     loss
