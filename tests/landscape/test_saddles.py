@@ -12,9 +12,10 @@ import pytest
 
 import batchwell as bw
 from batchwell._jax import jax, jnp
-from batchwell.errors import InputError
+from batchwell.errors import Divergence, InputError
 from batchwell.landscape import (
     NOWHERE,
+    UNDECIDED,
     UNLISTED,
     basin_volumes,
     disconnectivity_tree,
@@ -30,6 +31,8 @@ from batchwell.landscape import (
     survey,
     with_explored,
 )
+from batchwell.studies.landscape_store import read_survey, survey_arrays
+from batchwell.symmetry import NONE
 
 
 def known(name: str) -> dict[str, np.ndarray]:
@@ -224,7 +227,7 @@ def test_ends_that_no_search_listed_are_said_and_listed_later():
     more = extended(partial, points[np.isfinite(points).all(axis=1)])
     assert len(more.minima) > 2
     assert all(min(s.ends) >= 0 for s in relisted(saddles, more))
-    assert sorted(m.label for m in more.minima) == list("ABCD")[: len(more.minima)]
+    assert sorted(m.label for m in more.minima) == list("ACDE")[: len(more.minima)]
 
 
 def test_a_descent_that_reaches_no_minimum_ends_nowhere():
@@ -249,6 +252,58 @@ def test_exploration_finds_minima_that_starts_missed():
     for (a, b), (before, after) in list(zip(seen.transitions, seen.points, strict=True))[:5]:
         labels = quench(problem.loss, [before, after], seen.attractors).labels
         assert labels.tolist() == [a, b]
+
+
+WELL = bw.additive(lambda x: (x[0] ** 2 - 1) ** 2 / 4)  # far out too steep for any learning rate
+
+
+def test_a_path_that_diverges_while_exploring_is_named_and_the_others_kept():
+    found = find_minima(WELL, [[-0.5], [0.5]])
+    sgd = bw.SGD(WELL, 0.3, 2)
+    starts = [[-1.0]] * 8
+    kept = explore(sgd, found, starts, steps=400, every=10, seed=1)
+    seen = explore(sgd, found, [*starts, [30.0]], steps=400, every=10, seed=1)
+    # What the others do is the same to the bit, and their crossings lead somewhere.
+    assert np.array_equal(seen.labels[:, :8], kept.labels)
+    assert np.array_equal(seen.points, kept.points)
+    assert len(kept.transitions) > 0
+    assert (seen.labels[1:, 8] == UNDECIDED).all()
+    (lost,) = seen.diverged
+    assert (lost.path, lost.batch_size, lost.learning_rate) == (8, 2, 0.3)
+    # The step: from 30, x falls by .3 x^3 (noise is nothing beside it), past 3.1e9 in two steps.
+    x, steps = 30.0, 0
+    while abs(x) <= 1e8 * (1 + 30.0):
+        x -= 0.3 * (x**3 - x)
+        steps += 1
+    assert lost.step == steps == 2
+    (note,) = with_explored(found, seen).notes
+    assert f"(batch size 2, learning rate 0.3), path 8 (at step {steps}) diverged" in note
+    # Negative control: nothing is named where nothing diverged.
+    assert kept.diverged == ()
+    assert with_explored(found, kept).notes == ()
+
+
+def test_where_all_exploring_paths_diverge_the_search_says_so():
+    found = find_minima(WELL, [[-0.5], [0.5]])
+    words = r"all 2 .*batch size 2, learning rate 0.3.*path 0 \(at step \d+\), path 1 .*lower the"
+    with pytest.raises(Divergence, match=words) as error:
+        explore(bw.SGD(WELL, 0.3, 2), found, [[30.0], [-30.0]], steps=100, every=10)
+    assert "\n" not in str(error.value)
+
+
+def test_a_survey_goes_on_without_the_paths_that_diverged():
+    # Starts in a third well whose floor is too sharp for this learning rate: SGD cannot stay.
+    sharp = lambda x: 60.0 * (x[0] - 6) ** 2 - 5.0  # noqa: E731
+    well = lambda x: (x[0] ** 2 - 1) ** 2 / 4  # noqa: E731
+    loss = bw.additive(lambda x: jnp.where(x[0] < 3, well(x), sharp(x)))
+    done = survey(bw.SGD(loss, 0.3, 1), [[-0.5], [0.5], [6.1]], steps=400, every=10, seed=1)
+    (lost,) = done.landscape.diverged
+    assert lost.path == 2
+    # A study's run directory keeps it.
+    again, _, _ = read_survey(loss, NONE, *survey_arrays(done))
+    assert again.diverged == (lost,)
+    assert len(done.landscape.minima) == 3
+    assert done.explained == (1, 1)
 
 
 def test_a_survey_joins_what_sgd_crossed():

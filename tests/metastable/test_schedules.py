@@ -14,6 +14,7 @@ from batchwell.metastable import (
     state_weights,
     transition_rates,
     verify_schedules,
+    with_scores,
 )
 from batchwell.metastable.control import score_gradient
 
@@ -101,6 +102,12 @@ def test_where_batch_size_changes_nothing_growth_is_not_said_to_win() -> None:
 def test_objectives() -> None:
     net = network(8)
     assert np.flatnonzero(state_weights(net, "flattest")[0]).tolist() == [0, 1]
+    # Held-out scores, smaller is better, need not be ordered as sharpness is.
+    scored = with_scores(net, {f"s{k}": abs(k - 5.2) for k in range(7)})
+    weights, words = state_weights(scored, "best_validation")
+    assert np.flatnonzero(weights).tolist() == [5, 6]
+    assert words == "chance to end in the states with the best validation score: s5, s6"
+    assert np.flatnonzero(state_weights(scored, "flattest")[0]).tolist() == [0, 1]
     assert state_weights(net, {"s2": 0.5, "s3": 1.0})[0].tolist()[2:4] == [0.5, 1.0]
 
 
@@ -112,6 +119,11 @@ def test_objectives() -> None:
         ({"objective": {"s0": float("nan")}}, "objective.s0"),
         ({"objective": ["s0", "s1", "s2", "s3"]}, "objective"),
         ({"objective": "lowest_loss"}, "objective"),
+        (
+            {"objective": "best_validation"},
+            "objective = 'best_validation': needs a network that "
+            "knows held-out scores of its states: with_scores(",
+        ),
         ({"budget": 8}, "budget"),
         ({"budget": 0}, "budget"),
         ({"smallest": 8, "largest": 4}, "largest"),
@@ -125,6 +137,25 @@ def test_refusals_are_one_line(change, word) -> None:
         optimal_schedule(network(), given.pop("budget"), given.pop("objective"), **given)
     assert str(error.value).startswith(word)
     assert "\n" not in str(error.value)
+
+
+def test_validation_scores_move_the_schedule_and_a_mapping_gives_the_same() -> None:
+    """The state that scores best is the one that only small batches reach: growth is of no use."""
+    net = two_sizes()
+    flat = optimal_schedule(net, 1600, "flattest", start="bad", stages=40)
+    good = with_scores(net, {"good": 0.1, "bad": 0.3})
+    same = optimal_schedule(good, 1600, "best_validation", start="bad", stages=40)
+    assert same.best.batch_sizes == flat.best.batch_sizes == (1, 2)
+    assert same.best.score.value == flat.best.score.value
+    # Negative control: with the scores the other way round, one stays where one began.
+    bad = with_scores(net, {"good": 0.3, "bad": 0.1})
+    other = optimal_schedule(bad, 1600, "best_validation", start="bad", stages=40)
+    by_hand = optimal_schedule(net, 1600, {"bad": 1.0}, start="bad", stages=40)
+    assert other.best.batch_sizes == by_hand.best.batch_sizes != flat.best.batch_sizes
+    assert other.best.score.value == pytest.approx(by_hand.best.score.value, abs=1e-12)
+    for scores, word in (({"nowhere": 1.0}, "state"), ({"bad": float("nan")}, "scores.bad")):
+        with pytest.raises(InputError, match=word):
+            with_scores(net, scores)
 
 
 def test_schedules_end_where_predicted_in_real_runs() -> None:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import batchwell as bw
+from batchwell._jax import jnp
 from batchwell.cli import main
 from batchwell.landscape import disconnectivity_tree, find_minima, find_saddles
 from batchwell.metastable import Stage, known_network, occupation, optimal_schedule
@@ -140,6 +141,25 @@ def test_a_study_of_two_basins_from_end_to_end(done):
     assert {1, 2} <= {run.schedule.batch_sizes[0] for run in result.runs}
 
 
+def test_a_study_can_aim_at_the_best_held_out_score(tmp_path):
+    """The sharp basin scores best here: schedules must aim there, and the words must say so."""
+    loss = bw.problem("two-basins").loss
+    settings = {"batch_sizes": [1, 2], "starts": 12, "budget": 400, "paths": 4, "horizon": 1000}
+    flat = bw.landscape_study("two-basins", tmp_path / "a", quiet=True, **settings)
+    a, c = flat.result.landscape.minima
+    tests = {"distance": bw.additive(lambda x: jnp.sum((x - c.x) ** 2), dim=loss.dim)}
+    held = bw.landscape_study("two-basins", tmp_path / "b", objective="best_validation",
+                              tests=tests, quiet=True, **settings)  # fmt: skip
+    assert flat.result.plan.weights == (1.0, 0.0, 0.0)
+    assert held.result.plan.weights == (0.0, 1.0, 0.0)
+    words = "the quarter of the minima with the lowest distance (held out)"
+    assert words in held.answer
+    assert words in held.report.read_text(encoding="utf-8")
+    assert "among the flattest quarter" in flat.answer
+    assert "--objective best_validation --paths" in held.result.record["command"]
+    assert np.linalg.norm(a.x - c.x) > 0.1
+
+
 def test_the_page_is_complete_and_asks_for_nothing(done):
     text = done.report.read_text(encoding="utf-8")
     for title in ("How large may the batch be, when?", "Disconnectivity tree", "Transition graph"):
@@ -268,6 +288,11 @@ def test_the_script_computes_what_the_library_does(tmp_path):
         (["two-basins", "--learning-rate", "-1"], "learning_rate = -1.0: must be a positive"),
         (["two-basins", "--budget", "2"], "budget = 2: must be a whole number, at least 4"),
         (["maier-stein"], "has no loss"),
+        (["two-basins", "--objective", "flat"], "objective = 'flat': must be one of flattest, lo"),
+        (
+            ["two-basins", "--objective", "best_validation"],
+            "needs held-out examples, and 'two-basins' has none: give landscape_study tests=",
+        ),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(options, says, tmp_path):

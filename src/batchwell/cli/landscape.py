@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=Numbers(), help="Two or more, e.g. 2,4,8,16.")
 @click.option("--starts", type=int, help="Random starts of the search for minima.")
 @click.option("--budget", type=int, help="Examples that a schedule may use.")
+@click.option(
+    "--objective",
+    default="flattest",
+    show_default=True,
+    help="Where schedules are to end: flattest, lowest_loss, or best_validation (problems with "
+    "held-out examples).",
+)
 @click.option("--paths", type=int, default=8, show_default=True, help="Paths from each minimum.")
 @click.option("--out", type=click.Path(path_type=Path), help="[default: runs/NAME-landscape]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
@@ -33,6 +40,7 @@ def landscape(
     batch_size: tuple[float, ...] | None,
     starts: int | None,
     budget: int | None,
+    objective: str,
     paths: int,
     out: Path | None,
     resume: bool,
@@ -58,6 +66,7 @@ def landscape(
             batch_sizes=sizes,
             starts=starts,
             budget=budget,
+            objective=objective,
             paths=paths,
             seed=seed,
             resume=resume,

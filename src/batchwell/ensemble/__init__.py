@@ -9,7 +9,16 @@ from .endings import FirstExits, Trials, first_exits, run_trials
 from .flow import Flow, Regions, gradient_flow
 from .observation import Observation, observe
 from .options import Options, SlowerEngine
-from .paths import DEFAULT_SUBSTEPS, Ensemble, Progress, advance, positions, start
+from .paths import (
+    DEFAULT_SUBSTEPS,
+    Ensemble,
+    Progress,
+    advance,
+    advance_or_drop,
+    positions,
+    start,
+    within,
+)
 from .trials import CORE, GOAL, OUT, STOPPED, Score, Table
 
 __all__ = [
@@ -30,10 +39,12 @@ __all__ = [
     "Table",
     "Trials",
     "advance",
+    "advance_or_drop",
     "first_exits",
     "gradient_flow",
     "observe",
     "positions",
     "run_trials",
     "start",
+    "within",
 ]

@@ -152,6 +152,50 @@ def advance(
     return replace(ensemble, x=x, rng=rng, memory=memory, step=ensemble.step + steps)
 
 
+def advance_or_drop(
+    process: Process,
+    ensemble: Ensemble,
+    steps: int,
+    farthest: float,
+    substeps: int = DEFAULT_SUBSTEPS,
+    **options: Unpack[Options],
+) -> tuple[Ensemble, dict[int, int]]:
+    """`advance`, but a path that ends beyond `farthest` or not finite is dropped, not an error.
+
+    Returns
+    -------
+    tuple
+        The paths that stayed, bit for bit as `advance` gives them; and, by path index, the first
+        step at which each of the others had a coordinate beyond `farthest` in size, or not finite.
+    """
+    steps = whole("steps", steps, 0)
+    settings = checked(process, substeps, cast(Any, options))
+    run, x = stepper_of(process, ensemble, substeps, settings), ensemble.x
+    for done, count in time_blocks(steps):
+        x = run(ensemble.step + done, count)
+    rng, memory = run.state()
+    moved = replace(ensemble, x=x, rng=rng, memory=memory, step=ensemble.step + steps)
+    stays = within(x, farthest)
+    if stays.all():
+        return moved, {}
+    gone = ensemble.take(np.flatnonzero(~stays))
+    # Once more, step by step: blocks are as long as the clock allows and tell no exact step.
+    run, when = stepper_of(process, gone, substeps, settings), np.zeros(len(gone.x), dtype=int)
+    for k in range(steps):
+        beyond = ~within(run(gone.step + k, 1), farthest)
+        when[beyond & (when == 0)] = gone.step + k + 1
+        if when.all():
+            break
+    return moved.take(np.flatnonzero(stays)), dict(
+        zip(gone.paths.tolist(), when.tolist(), strict=True)
+    )
+
+
+def within(x: np.ndarray, farthest: float) -> np.ndarray:
+    """Which of the points (n, d) have all coordinates at most `farthest` in size; NaN is not."""
+    return np.asarray((np.abs(x) <= farthest).all(axis=1))
+
+
 def stepper_of(
     process: Process,
     ensemble: Ensemble,

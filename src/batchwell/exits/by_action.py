@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._jax import jax, jnp
 from ..domain import Domain
 from ..dynamics import Process
 from ..errors import InputError
 from ..estimate import Estimate
 from .channels import channels
-from .regime import attractor, drift_of
+from .regime import attractor, drift_jacobian
 
 # What a prefactor of a well-behaved problem stays within, either way.
 FACTOR = 10.0
@@ -47,7 +46,7 @@ def by_action(process: Process, start: ArrayLike, domain: Domain, **options: Any
         raise InputError("domain", domain.name, "must have a level function here")
     minimum = attractor(process, start, domain)
     best = channels(process, minimum, domain, **options)[0]
-    jacobian = np.asarray(jax.jacfwd(drift_of(process))(jnp.asarray(minimum)))
+    jacobian = drift_jacobian(process, minimum)
     slowest = -float(np.linalg.eigvals(jacobian).real.max())
     log_steps = best.path.exponent - math.log(slowest * process.learning_rate)
     value = math.exp(log_steps) if log_steps < 700 else math.inf

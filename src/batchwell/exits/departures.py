@@ -19,7 +19,7 @@ from ..domain import Domain
 from ..dynamics import Process
 from ..ensemble import CORE, OUT, STOPPED, Ensemble, Score, Trials, advance, run_trials, start
 from ..errors import RunError, require
-from .regime import drift_of
+from .regime import drift_jacobian
 
 # Of the scores seen around the minimum: where the core ends, and where a departure begins.
 CORE_SHARE, FIRST_SHARE = 0.5, 0.9
@@ -131,7 +131,7 @@ def core_of(
 
 def relaxation_steps(process: Process, minimum: np.ndarray) -> int:
     """Slowest relaxation time of the drift at its stable zero, in SGD steps, rounded up."""
-    jacobian = np.asarray(jax.jacfwd(drift_of(process))(jnp.asarray(minimum)))
+    jacobian = drift_jacobian(process, minimum)
     slowest = -float(np.linalg.eigvals(jacobian).real.max())
     return math.ceil(1 / (process.learning_rate * slowest))
 

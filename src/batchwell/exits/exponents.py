@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._jax import jax, jnp
 from ..domain import Domain
 from ..dynamics import SGD, Sampling, diffusion_approximation
 from ..errors import InputError, RunError, positive, require
 from ..estimate import Estimate
 from .by_action import FACTOR
 from .channels import DRAWN, channels, follow
-from .regime import attractor, drift_of
+from .regime import attractor, drift_jacobian
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ def holding_batch_size(
         raise InputError("process", "a diffusion", "must be SGD")
     minimum = attractor(process, start, domain)
     value, note = _least(process, minimum, domain, options)
-    jacobian = np.asarray(jax.jacfwd(drift_of(process))(jnp.asarray(minimum)))
+    jacobian = drift_jacobian(process, minimum)
     slowest = -float(np.linalg.eigvals(jacobian).real.max())
     # Exponential exits: held for `steps` with the chance exp(-steps / tau).
     tau = steps / -math.log(chance)

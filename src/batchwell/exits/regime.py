@@ -13,6 +13,7 @@ from .._jax import jax, jnp
 from ..domain import Domain
 from ..dynamics import SGD, Diffusion, Process
 from ..errors import InputError, require
+from ..loss import StochasticLoss
 
 Array = Any
 
@@ -31,6 +32,20 @@ def drift_of(process: Process) -> Any:
         return process.drift
     gain = 1.0 / (1.0 - process.momentum)
     return lambda x: -gain * process.loss.gradient(x)
+
+
+def drift_jacobian(process: Process, x: ArrayLike) -> np.ndarray:
+    """Jacobian (d, d) of `drift_of` at x (d,)."""
+    point = jnp.asarray(x)
+    if isinstance(process, Diffusion):
+        return np.asarray(jax.jacfwd(process.drift)(point))
+    return np.asarray(_hessian(process.loss)(point)) / (process.momentum - 1.0)
+
+
+@lru_cache(maxsize=32)
+def _hessian(loss: StochasticLoss) -> Any:
+    # Asked for at every basin and batch size: traced once, not each time.
+    return jax.jit(loss.hessian)
 
 
 def temperature_of(process: Process) -> float:

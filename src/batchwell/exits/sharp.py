@@ -26,7 +26,7 @@ from ..errors import InputError, RunError
 from ..estimate import Estimate
 from .amplitude import amplitude, inverse_covariance, log_overshoot, step_shift
 from .channels import Channel, channels
-from .regime import attractor, drift_of
+from .regime import attractor, drift_jacobian, drift_of
 
 # Mean limiting overshoot of a driftless Gaussian walk in units of a step: -zeta(1/2)/sqrt(2 pi).
 OVERSHOOT = 0.5825971579390107
@@ -241,10 +241,7 @@ def discrete_kramers(
         )
     assert h.noise is not None
     eta, eps, variance = process.learning_rate, h.temperature, float(h.noise[0, 0])
-    bottom, top = (
-        np.linalg.eigvalsh(np.asarray(jax.jacfwd(drift_of(process))(jnp.asarray(x))))
-        for x in (minimum, way.saddle.x)
-    )
+    bottom, top = (np.linalg.eigvalsh(drift_jacobian(process, x)) for x in (minimum, way.saddle.x))
     # Drift eigenvalues -H: at the minimum all negative, at the saddle one positive.
     covariance = [eta * eps * variance / (1 - (1 + eta * r) ** 2) for r in (bottom, top)]
     growth = math.log1p(eta * float(top.max()))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from .attractors import UNDECIDED, Attractors
 from .explore import Exploration, explore, with_explored
-from .generalisation import Generalisation, generalisation
+from .generalisation import Generalisation, generalisation, held_out_scores
 from .minima import (
+    Diverged,
     Landscape,
     Minimum,
     classify,
@@ -32,6 +33,7 @@ __all__ = [
     "BasinMap",
     "Branch",
     "DisconnectivityTree",
+    "Diverged",
     "Exploration",
     "Generalisation",
     "Landscape",
@@ -51,6 +53,7 @@ __all__ = [
     "find_minima",
     "find_saddles",
     "generalisation",
+    "held_out_scores",
     "landscape_of",
     "letters",
     "line_profile",

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..dynamics import SGD
-from ..ensemble import advance, start
+from ..ensemble import advance_or_drop, start
 from ..errors import require, whole
 from .attractors import UNDECIDED, Attractors
-from .minima import Landscape, extended
-from .quench import reach
+from .minima import Diverged, Landscape, all_diverged, extended
+from .quench import farthest_from, reach
 
 Progress = Callable[[int, int], None]
 
@@ -37,12 +37,15 @@ class Exploration:
         (transitions, 2, d) where the path was before and after each of the `transitions`.
     every
         SGD steps between two looks.
+    diverged
+        Paths that ran away, in the order in which they did: UNDECIDED from then on.
     """
 
     labels: np.ndarray
     attractors: Attractors = field(repr=False)
     points: np.ndarray = field(repr=False)
     every: int
+    diverged: tuple[Diverged, ...] = ()
 
     @property
     def transitions(self) -> list[tuple[int, int]]:
@@ -86,7 +89,8 @@ def explore(
     InputError
         Fewer steps than one look, or starts of the wrong shape.
     Divergence
-        A path left the finite numbers (a smaller learning rate or a larger batch may stay).
+        Every path ran away (a smaller learning rate or a larger batch may stay). Where others
+        stay, those that ran away are named in `diverged`.
 
     Examples
     --------
@@ -102,27 +106,36 @@ def explore(
     every = whole("every", every)
     looks = whole("steps", steps, every) // every
     known = landscape.attractors
-    state = start(sgd, x, len(x), seed, stream)
+    state, farthest = start(sgd, x, len(x), seed, stream), farthest_from(x)
+    lost: list[Diverged] = []
     labels: list[np.ndarray] = []
     points = [np.empty((0, 2, sgd.loss.dim))]
+    now = state.x
     for look in range(looks + 1):
-        last = state.x
+        last = now
         if look:
-            state = advance(sgd, state, every, threads=threads)
+            state, gone = advance_or_drop(sgd, state, every, farthest, threads=threads)
+            lost += [Diverged(p, t, sgd.batch_size, sgd.learning_rate) for p, t in gone.items()]
+            if not len(state.x):
+                raise all_diverged(lost)
+            now = last.copy()
+            now[state.paths] = state.x
         homes = np.unique(labels[-1]) if labels else np.zeros(0, int)
         found = reach(sgd.loss, state.x, known, homes[homes != UNDECIDED], threads)
         known = found.attractors
-        labels.append(found.labels)
+        labels.append(np.full(len(x), UNDECIDED))
+        labels[-1][state.paths] = found.labels
         if look:
             moved = _moved(labels[-2], labels[-1])
-            points.append(np.stack([last[moved], state.x[moved]], axis=1))
+            points.append(np.stack([last[moved], now[moved]], axis=1))
         if progress is not None:
             progress(look, looks)
-    return Exploration(np.array(labels), known, np.concatenate(points), every)
+    return Exploration(np.array(labels), known, np.concatenate(points), every, tuple(lost))
 
 
 def with_explored(landscape: Landscape, exploration: Exploration) -> Landscape:
-    """`landscape` with the minima that an exploration visited listed too."""
+    """`landscape` with the minima that an exploration visited listed, and paths lost named."""
     visited = np.unique(exploration.labels)
     centers = exploration.attractors.centers[visited[visited != UNDECIDED]]
-    return extended(landscape, centers)
+    lost = (*landscape.diverged, *exploration.diverged)
+    return replace(extended(landscape, centers), diverged=lost)

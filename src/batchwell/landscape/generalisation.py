@@ -78,13 +78,9 @@ def generalisation(
     """
     minima = landscape.minima
     require(len(minima) >= FEWEST, "landscape", f"{len(minima)} minima", f"needs {FEWEST} or more")
-    points = np.array([m.x for m in minima])
-    for name, loss in tests.items():
-        require(
-            loss.dim == landscape.loss.dim, f"tests.{name}", loss.dim, "must have the dimension"
-        )
     scores = {
-        name: np.asarray(jax.jit(jax.vmap(loss.mean))(points)) for name, loss in tests.items()
+        name: np.array(list(by_label.values()))
+        for name, by_label in held_out_scores(landscape, tests).items()
     }
     values = {sense: np.array([getattr(m, sense) for m in minima]) for sense in SENSES}
     correlations = {
@@ -93,6 +89,34 @@ def generalisation(
         for name in scores
     }
     return Generalisation(tuple(m.label for m in minima), values, scores, correlations)
+
+
+def held_out_scores(
+    landscape: Landscape, tests: Mapping[str, StochasticLoss]
+) -> dict[str, dict[str, float]]:
+    """Mean score of every minimum on held-out examples: by test, then by the minimum's label.
+
+    Raises
+    ------
+    InputError
+        A test of another dimension.
+
+    Examples
+    --------
+    >>> from batchwell import additive, find_minima
+    >>> found = find_minima(additive(lambda x: (x[0] ** 2 - 1) ** 2 / 4), [[-0.5], [0.5]])
+    >>> sorted(held_out_scores(found, {"shift": additive(lambda x: x[0])})["shift"].values())
+    [-1.0, 1.0]
+    """
+    points = np.array([m.x for m in landscape.minima])
+    out = {}
+    for name, loss in tests.items():
+        require(
+            loss.dim == landscape.loss.dim, f"tests.{name}", loss.dim, "must have the dimension"
+        )
+        scores = np.asarray(jax.jit(jax.vmap(loss.mean))(points)).tolist()
+        out[name] = {m.label: s for m, s in zip(landscape.minima, scores, strict=True)}
+    return out
 
 
 def _spearman(a: np.ndarray, b: np.ndarray, seed: int, stream: str) -> Estimate:

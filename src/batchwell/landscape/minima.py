@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -32,7 +32,7 @@ class Minimum:
     Attributes
     ----------
     label
-        "A", "B", ... from the smallest largest Hessian eigenvalue on.
+        "A", "C", "D", ... from the smallest largest Hessian eigenvalue on; B is the batch size.
     x
         (d,) one representative of its class under the symmetry.
     loss
@@ -61,6 +61,28 @@ class Minimum:
     attractor: int
 
 
+@dataclass(frozen=True)
+class Diverged:
+    """A path of SGD that ran away while it explored.
+
+    Attributes
+    ----------
+    path, step
+        Its index, and the first SGD step after which it was no longer within 1e8 times the size of
+        the starts, or not finite.
+    batch_size, learning_rate
+        Of the exploring SGD.
+    """
+
+    path: int
+    step: int
+    batch_size: int
+    learning_rate: float
+
+    def __str__(self) -> str:
+        return f"path {self.path} (at step {self.step})"
+
+
 @dataclass(frozen=True, eq=False)
 class Landscape:
     """Minima found by a search, up to symmetry.
@@ -82,6 +104,8 @@ class Landscape:
         (starts,) attractor that each start reached, or UNDECIDED.
     runaways
         Starts from which gradient flow runs away: the loss has no lower bound there.
+    diverged
+        Paths of SGD that ran away while they explored (`explore`).
     """
 
     loss: StochasticLoss
@@ -91,6 +115,7 @@ class Landscape:
     classes: np.ndarray
     labels: np.ndarray
     runaways: tuple[Runaway, ...] = ()
+    diverged: tuple[Diverged, ...] = ()
 
     @property
     def starts(self) -> int:
@@ -104,7 +129,7 @@ class Landscape:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What became of starts that reached no isolated minimum, in plain words."""
+        """What became of starts that reached no isolated minimum, and of paths that diverged."""
         out, flat = [], self.undecided - len(self.runaways)
         if self.runaways:
             out.append(
@@ -116,6 +141,11 @@ class Landscape:
                 f"From {flat} of {self.starts} starts no isolated minimum was reached: the loss "
                 "has flat directions, or falls ever more steeply, there (weight decay, "
                 "`symmetry.quotient` or `symmetry.fixing` would mend the former)."
+            )
+        if self.diverged:
+            out.append(
+                f"While SGD explored ({_of(self.diverged)}), {_several(self.diverged)} diverged. "
+                "The others were kept; a smaller learning rate or a larger batch may keep all."
             )
         return tuple(out)
 
@@ -195,9 +225,21 @@ def landscape_of(loss: StochasticLoss, symmetry: Symmetry, result: Quench) -> La
     )
 
 
-def _several(runaways: tuple[Runaway, ...]) -> str:
-    named = ", ".join(str(r) for r in runaways[:3])
-    return named if len(runaways) <= 3 else f"{named} and {len(runaways) - 3} more"
+def all_diverged(lost: Sequence[Diverged]) -> Divergence:
+    """The error where no exploring path is left."""
+    return Divergence(
+        f"all {len(lost)} exploring paths of SGD diverged ({_of(lost)}): {_several(lost)}; lower "
+        "the learning rate or raise the batch size"
+    )
+
+
+def _of(lost: Sequence[Diverged]) -> str:
+    return f"batch size {lost[0].batch_size}, learning rate {lost[0].learning_rate:g}"
+
+
+def _several(rows: Sequence[Runaway | Diverged]) -> str:
+    named = ", ".join(str(r) for r in rows[:3])
+    return named if len(rows) <= 3 else f"{named} and {len(rows) - 3} more"
 
 
 def extended(landscape: Landscape, points: ArrayLike) -> Landscape:

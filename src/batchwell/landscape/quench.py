@@ -19,6 +19,7 @@ from scipy.sparse.linalg import minres
 
 from .._jax import jax, jnp, serial
 from ..domain import Domain
+from ..ensemble import within
 from ..ensemble.flow import Flow, Regions, gradient_flow
 from ..errors import require, whole
 from ..loss import StochasticLoss
@@ -135,14 +136,15 @@ def quench(
     known = no_attractors(loss.dim) if attractors is None else attractors
     labels, h = np.full(len(x), UNDECIDED), np.full(len(x), FIRST_STEP)
     open_ = np.arange(len(x))
-    limit = _farthest(x) if farthest is None else farthest
+    limit = farthest_from(x) if farthest is None else farthest
     done, block = 0, FIRST_BLOCK
     runaways: list[Runaway] = []
     while open_.size and done < max_steps:
         stages = VALLEY_STAGES if done else 3
         flow = _flow(loss, x[open_], h[open_], block, known, threads, stages)
         x[open_], h[open_], labels[open_] = flow.points, flow.steps, flow.labels
-        gone = open_[_runs_away(x[open_], limit)]
+        # NaN counts, too: the flow's error control stops short of infinity.
+        gone = open_[~within(x[open_], limit)]
         labels[gone] = UNDECIDED
         runaways += [Runaway(int(k), float(np.linalg.norm(x[k]))) for k in gone]
         open_ = np.setdiff1d(open_[labels[open_] == UNDECIDED], gone)
@@ -155,13 +157,9 @@ def quench(
     return Quench(labels, known, tuple(sorted(runaways, key=lambda r: r.point)))
 
 
-def _farthest(x: np.ndarray) -> float:
+def farthest_from(x: np.ndarray) -> float:
+    """Size of a coordinate beyond which what began at the points `x` counts as run away."""
     return RUNAWAY * (1.0 + float(np.abs(x).max(initial=0.0)))
-
-
-def _runs_away(x: np.ndarray, farthest: float) -> np.ndarray:
-    # Written so that NaN counts: the flow's error control stops short of infinity.
-    return np.asarray(~(np.abs(x) <= farthest).all(axis=1))
 
 
 def reach(
@@ -179,7 +177,7 @@ def reach(
     labels, x = settle(loss, points, known, homes, threads)
     rows = np.flatnonzero(labels == UNDECIDED)
     if rows.size:
-        far = _farthest(np.asarray(points))
+        far = farthest_from(np.asarray(points))
         rest = quench(loss, x[rows], known, threads=threads, farthest=far)
         labels[rows], known = rest.labels, rest.attractors
         gone = tuple(replace(r, point=int(rows[r.point])) for r in rest.runaways)

@@ -102,7 +102,10 @@ def survey(
     InputError
         Starts of the wrong shape.
     RunError
-        No isolated minimum, or a path that diverged.
+        No isolated minimum.
+    Divergence
+        All starts, or all exploring paths, ran away; single ones are named in the landscape's
+        `notes`.
 
     Examples
     --------

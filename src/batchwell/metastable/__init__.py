@@ -28,6 +28,7 @@ from .network import (
     relaxation_times,
     share_below,
     stationary_law,
+    with_scores,
 )
 from .objectives import OBJECTIVES, state_weights
 from .rates import EdgeRate, EscapeRate, TransitionRates, rates_from_counts, transition_rates
@@ -75,4 +76,5 @@ __all__ = [
     "stationary_law",
     "transition_rates",
     "verify_schedules",
+    "with_scores",
 ]

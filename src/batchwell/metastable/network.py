@@ -8,8 +8,8 @@ beyond, as theory has it: k = a exp(-V B / eta).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -52,6 +52,9 @@ class MarkovNetwork:
         (m,) share of random starts that reach each state; all alike if not given.
     notes
         What the rates do not say.
+    scores
+        (m,) held-out score of each state's minimum, smaller is better; NaN if not known
+        (`with_scores`).
     """
 
     labels: tuple[str, ...]
@@ -65,6 +68,7 @@ class MarkovNetwork:
     losses: np.ndarray = field(repr=False)
     starts: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
     notes: tuple[str, ...] = ()
+    scores: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
 
     def __post_init__(self) -> None:
         positive("learning_rate", self.learning_rate)
@@ -81,6 +85,9 @@ class MarkovNetwork:
         if not len(self.starts):
             object.__setattr__(self, "starts", np.full(m, 1.0 / m))
         require(len(self.starts) == m, "starts", self.starts, f"must have length {m}")
+        if not len(self.scores):
+            object.__setattr__(self, "scores", np.full(m, np.nan))
+        require(len(self.scores) == m, "scores", self.scores, f"must have length {m}")
         shape = self.log_rates.shape
         require(shape == (n, e), "log_rates", shape, f"must have shape ({n}, {e})")
         shape = self.draws.shape
@@ -134,6 +141,29 @@ def known_network(
         nan if sharpness is None else np.asarray(sharpness, dtype=np.float64),
         nan if losses is None else np.asarray(losses, dtype=np.float64),
     )
+
+
+def with_scores(network: MarkovNetwork, scores: Mapping[str, float]) -> MarkovNetwork:
+    """`network` with held-out scores of its states, by name; smaller is better.
+
+    States that `scores` does not name stay without one, as "elsewhere" must.
+
+    Raises
+    ------
+    InputError
+        An unknown state, or a score that is not finite.
+
+    Examples
+    --------
+    >>> pair = known_network(["flat", "sharp"], [1], [[[0, 0.1], [0.3, 0]]])
+    >>> with_scores(pair, {"flat": 0.25, "sharp": 0.125}).scores
+    array([0.25 , 0.125])
+    """
+    out = np.full(len(network.labels), np.nan)
+    for name, score in scores.items():
+        require(math.isfinite(score), f"scores.{name}", score, "must be finite")
+        out[network.index(name)] = score
+    return replace(network, scores=out)
 
 
 def edge_log_rates(network: MarkovNetwork, batch_size: float, logs: np.ndarray) -> np.ndarray:

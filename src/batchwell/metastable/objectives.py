@@ -10,8 +10,19 @@ import numpy as np
 from ..errors import InputError, require
 from .network import MarkovNetwork
 
-OBJECTIVES = ("flattest", "lowest_loss")
-BEST_SHARE = 0.25  # of the listed states count as the flattest, or the lowest
+# By name: the network's field whose smallest values count, what has them, and what must be known.
+_RANKED = {
+    "flattest": ("sharpness", "flattest states", "the sharpness of its states"),
+    "lowest_loss": ("losses", "states of lowest loss", "the loss of its states"),
+    "best_validation": (
+        "scores",
+        "states with the best validation score",
+        "held-out scores of its states: with_scores(network, held_out_scores(landscape, "
+        "tests)[name]) adds those of a problem with tests=; a mapping gives weights by hand",
+    ),
+}
+OBJECTIVES = tuple(_RANKED)
+BEST_SHARE = 0.25  # of the states that are ranked count as the best
 
 Objective = str | Sequence[str] | Mapping[str, float]
 
@@ -19,14 +30,15 @@ Objective = str | Sequence[str] | Mapping[str, float]
 def state_weights(network: MarkovNetwork, objective: Objective) -> tuple[np.ndarray, str]:
     """(weight of each state (m,), plain words) of an objective.
 
-    "flattest" and "lowest_loss" are the quarter of the listed states with the smallest lambda_max,
-    or loss; a sequence of names is a set to end in; a mapping gives weights by name (a validation
-    score, say), 0 for states that it does not name.
+    "flattest", "lowest_loss" and "best_validation" are the quarter of the listed states with the
+    smallest lambda_max, loss, or held-out score (`with_scores`); a sequence of names is a set to
+    end in; a mapping gives weights by name, 0 for states that it does not name.
 
     Raises
     ------
     InputError
-        An unknown objective or state, weights that are not finite, or all alike.
+        An unknown objective or state, one that needs what the network does not know of its states
+        (held-out scores, say), weights that are not finite, or all alike.
 
     Examples
     --------
@@ -57,15 +69,13 @@ def _best(network: MarkovNetwork, objective: str) -> tuple[np.ndarray, str]:
         raise InputError(
             "objective", objective, f"must be one of {allowed}, names of states, or their weights"
         )
-    value = network.sharpness if objective == "flattest" else network.losses
+    name, what, needed = _RANKED[objective]
+    value = np.asarray(getattr(network, name))
     listed = np.flatnonzero(np.isfinite(value))
-    require(
-        listed.size > 0, "objective", objective, "needs a network that knows this of its states"
-    )
+    require(listed.size > 0, "objective", objective, f"needs a network that knows {needed}")
     count = max(1, round(BEST_SHARE * listed.size))
     chosen = listed[np.argsort(value[listed], kind="stable")[:count]]
     out = np.zeros(len(network.labels))
     out[chosen] = 1.0
     names = ", ".join(network.labels[i] for i in chosen)
-    what = "flattest states" if objective == "flattest" else "states of lowest loss"
     return out, f"chance to end in the {what}: {names}"

@@ -143,8 +143,8 @@ def optimal_schedule(
     budget
         Examples, all schedules alike.
     objective
-        "flattest", "lowest_loss", names of states to end in, or a weight by state
-        (`objectives.state_weights`).
+        "flattest", "lowest_loss", "best_validation" (needs held-out scores: `with_scores`), names
+        of states to end in, or a weight by state (`state_weights`).
     start
         A state's name or weights (m,); by default how often random starts reach each minimum.
     smallest, largest

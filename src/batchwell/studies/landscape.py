@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import runs
-from ..errors import positive, require, whole
+from ..errors import InputError, one_of, positive, require, whole
 from ..loss import StochasticLoss
+from ..metastable import OBJECTIVES
 from ..report import document
 from ..report.landscape import LandscapeResult, answer, numbers, page
 from ..runs import RunDirectory
+from ..sources import Subject
 from .network import FULL, Question, answers, middle_sizes, search
 from .plan import Plan, resolve, versions
 
@@ -48,6 +50,8 @@ def landscape_study(
     batch_sizes: Sequence[int] | None = None,
     starts: int | None = None,
     budget: int | None = None,
+    objective: str = "flattest",
+    tests: Mapping[str, StochasticLoss] | None = None,
     paths: int = 8,
     horizon: int | None = None,
     seed: int = 0,
@@ -64,6 +68,11 @@ def landscape_study(
         Run directory, by default ``runs/NAME-landscape``.
     learning_rate, batch_sizes, starts, budget
         By default the problem's; `budget` is the number of examples that schedules may use.
+    objective
+        Where schedules are to end: in the quarter of the minima that is "flattest", of
+        "lowest_loss", or of "best_validation" by the first of the `tests`.
+    tests
+        Held-out scores of a minimum, by name, smaller is better; by default the problem's.
     paths
         Paths from each minimum whose jumps are counted; twelve times as many (at least 96) run
         each schedule.
@@ -83,6 +92,10 @@ def landscape_study(
     """
     given = {"starts": starts, "examples": budget, "horizon": horizon}
     question = _question(what, code, learning_rate, batch_sizes, paths, {**given, "seed": seed})
+    if tests is not None:
+        subject = replace(question.plan.subject, tests=tests)
+        question = replace(question, plan=replace(question.plan, subject=subject))
+    question = replace(question, objective=_objective(objective, question.plan.subject))
     plan = question.plan
     plan.check()
     folder = Path(out) if out is not None else Path("runs") / f"{plan.subject.name}-landscape"
@@ -120,16 +133,29 @@ def _question(
     return Question(plan, rate, distinct, effort)
 
 
+def _objective(objective: str, subject: Subject) -> str:
+    one_of("objective", objective, OBJECTIVES)
+    if objective == "best_validation" and not subject.tests:
+        raise InputError(
+            "objective",
+            objective,
+            f"needs held-out examples, and {subject.name!r} has none: give landscape_study tests=, "
+            "or choose flattest or lowest_loss",
+        )
+    return objective
+
+
 def _command(question: Question, what: Any, code: Any, folder: Path) -> str:
     """What runs this again, every setting spelt out."""
     plan, s = question.plan, question.plan.settings
     name = plan.subject.name if isinstance(what, StochasticLoss) else what
     sizes = ",".join(str(b) for b in question.batch_sizes)
     extra = f" --code {code}" if code is not None else ""
+    aim = f"--objective {question.objective} " if question.objective != "flattest" else ""
     return (
         f"batchwell landscape {name}{extra} --learning-rate {question.learning_rate:g} "
         f"--batch-size {sizes} --starts {s.starts} --budget {s.examples} "
-        f"--paths {question.effort.paths} --seed {s.seed} --out {folder}"
+        f"{aim}--paths {question.effort.paths} --seed {s.seed} --out {folder}"
     )
 
 
@@ -145,6 +171,8 @@ def _record(question: Question, command: str) -> dict[str, Any]:
         "momentum": s.momentum,
         "starts": s.starts,
         "budget": s.examples,
+        "objective": question.objective,
+        "held_out": ", ".join(question.plan.subject.tests) or "none",
         "paths": question.effort.paths,
         "horizon": s.horizon,
         "seed": s.seed,

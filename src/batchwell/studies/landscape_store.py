@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..landscape import Landscape, Minimum, Runaway, Saddle, Survey, letters, shapes
+from ..landscape import Diverged, Landscape, Minimum, Runaway, Saddle, Survey, letters, shapes
 from ..landscape.attractors import balls
 from ..loss import StochasticLoss
 from ..metastable import JumpCounts, Looks
@@ -31,6 +31,9 @@ def survey_arrays(found: Survey) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         "classes": scape.classes,
         "labels": scape.labels,
         "runaways": np.array([(r.point, r.distance) for r in scape.runaways]).reshape(-1, 2),
+        "diverged": np.array(
+            [(p.path, p.step, p.batch_size, p.learning_rate) for p in scape.diverged]
+        ).reshape(-1, 4),
         "saddle_x": _rows([s.x for s in saddles], scape.loss.dim),
         "saddle_loss": np.array([s.loss for s in saddles]),
         "saddle_eigenvalues": two,
@@ -74,6 +77,7 @@ def read_survey(
         arrays["classes"],
         arrays["labels"],
         tuple(Runaway(int(point), float(size)) for point, size in arrays["runaways"]),
+        tuple(Diverged(int(p), int(t), int(b), float(e)) for p, t, b, e in arrays["diverged"]),
     )
     saddles = tuple(
         Saddle(

@@ -15,7 +15,15 @@ import numpy as np
 
 from ..dynamics import SGD
 from ..ensemble import advance, start
-from ..landscape import Landscape, Saddle, Survey, find_minima, generalisation, survey
+from ..landscape import (
+    Landscape,
+    Saddle,
+    Survey,
+    find_minima,
+    generalisation,
+    held_out_scores,
+    survey,
+)
 from ..landscape.generalisation import FEWEST
 from ..metastable import (
     JumpCounts,
@@ -26,6 +34,7 @@ from ..metastable import (
     count_jumps,
     optimal_schedule,
     rates_from_counts,
+    with_scores,
 )
 from ..metastable.states import StateMap
 from ..progress import tracked
@@ -84,12 +93,13 @@ BRIEF = Effort(100, 1, 0, 0, 3, 8, False, 100, 48, 4, False)
 
 @dataclass(frozen=True)
 class Question:
-    """Of which SGD the network is asked for."""
+    """Of which SGD the network is asked for, and where its schedules are to end."""
 
     plan: Plan = field(repr=False)
     learning_rate: float
     batch_sizes: tuple[int, ...]
     effort: Effort
+    objective: str = "flattest"
 
     def sgd(self, batch_size: int) -> SGD:
         """SGD at one batch size."""
@@ -163,7 +173,11 @@ def answers(
     states = StateMap(scape)
     rates = _rates(question, run, states, quiet)
     yield (result := replace(result, rates=rates))
-    plan = optimal_schedule(rates.network, question.budget)
+    network = rates.network
+    if question.objective == "best_validation":
+        name = next(iter(tests))
+        network = with_scores(network, held_out_scores(scape, {name: tests[name]})[name])
+    plan = optimal_schedule(network, question.budget, question.objective)
     yield (result := replace(result, plan=plan))
     for measured in _measured(question, run, states, plan, quiet):
         yield (result := replace(result, runs=(*result.runs, measured)))

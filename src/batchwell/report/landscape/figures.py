@@ -33,7 +33,8 @@ from ..drawing import (
     mark_ends,
 )
 from .pictures import graph_picture, tree_picture
-from .reading import LandscapeResult, MeasuredRun, quarters, set_share
+from .reading import LandscapeResult, MeasuredRun, aimed, quarters, set_share
+from .wording import goal
 
 GRID = 25  # points of a predicted line
 SEEN = 0.005  # share from which a set of states gets a curve
@@ -205,7 +206,7 @@ def schedule_figure(result: LandscapeResult) -> Figure:
         chosen.append((plan.growing, "grows", "second"))
     chosen.append((plan.constant, "constant", "other"))
     steps = tuple(line(name, style, *_staircase(s)) for s, name, style in chosen)
-    first = Plot("Schedules that end flat", _examples_axis(result.budget), axis, steps)
+    first = Plot("Best schedules", _examples_axis(result.budget), axis, steps)
     budgets, largest = largest_batches(result)
     second = Plot(
         f"Largest constant batch that keeps {KEPT:.0%} of the best share",
@@ -216,10 +217,10 @@ def schedule_figure(result: LandscapeResult) -> Figure:
     return Figure(
         "schedule",
         "How large may the batch be, when?",
-        "Left: the batch size over examples that is predicted to end in the flattest quarter of "
-        "the minima most often, by optimal control; the best that only grows; the best constant "
-        "one. Right: for each number of examples, the largest constant batch whose predicted share "
-        f"of flat minima is still {KEPT:.0%} of the best constant batch's.",
+        f"Left: the batch size over examples that is predicted to end in {goal(result)} most "
+        "often, by optimal control; the best that only grows; the best constant one. Right: for "
+        "each number of examples, the largest constant batch whose predicted share of runs there "
+        f"is still {KEPT:.0%} of the best constant batch's.",
         plan.verdict,
         (("", (first, second)),),
     )
@@ -235,17 +236,17 @@ def _staircase(schedule: Schedule) -> tuple[list[float], list[float]]:
 
 
 def largest_batches(result: LandscapeResult) -> tuple[list[float], list[float]]:
-    """(budgets, largest constant batch that keeps most of the best flat share)."""
+    """(budgets, largest constant batch that keeps most of the best share)."""
     assert result.plan is not None
     assert result.rates is not None
     network, plan = result.rates.network, result.plan
-    flat, _ = quarters(network)
+    ends = aimed(plan)
     low, high = result.rates.batch_sizes[0], result.rates.batch_sizes[-1]
     sizes = sorted({round(b) for b in np.geomspace(low, high, 13)})
     budgets = [result.budget * k / 8 for k in range(1, 9)]
     largest = []
     for budget in budgets:
-        shares = [_value(network, plan, [Stage(b, max(1, int(budget // b)))], flat) for b in sizes]
+        shares = [_value(network, plan, [Stage(b, max(1, int(budget // b)))], ends) for b in sizes]
         keeps = [b for b, s in zip(sizes, shares, strict=True) if s >= KEPT * max(shares)]
         largest.append(float(max(keeps)))
     return budgets, largest

@@ -125,6 +125,11 @@ def quarters(network: MarkovNetwork) -> tuple[np.ndarray, np.ndarray]:
     return flat, sharp & ~flat
 
 
+def aimed(plan: SchedulePlan) -> np.ndarray:
+    """Which states (m,) the schedules of `plan` are to end in."""
+    return np.asarray(plan.weights) > 0
+
+
 @dataclass(frozen=True)
 class Cell:
     """Predicted and measured share of one state at the end of one schedule."""

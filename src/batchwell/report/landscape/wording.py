@@ -6,7 +6,7 @@ import math
 
 from ...metastable import escape_time
 from .. import wording
-from .reading import LandscapeResult, cells, quarters
+from .reading import LandscapeResult, aimed, cells
 
 
 def answer(result: LandscapeResult) -> str:
@@ -27,6 +27,16 @@ def answer(result: LandscapeResult) -> str:
     return "\n\n".join(parts)
 
 
+def goal(result: LandscapeResult) -> str:
+    """The minima that schedules are to end in, in words."""
+    objective = result.record.get("objective", "flattest")
+    if objective == "flattest":
+        return "the flattest quarter of the minima"
+    first = str(result.record.get("held_out", "")).split(", ")[0]
+    least = "loss" if objective == "lowest_loss" else f"{first} (held out)"
+    return f"the quarter of the minima with the lowest {least}"
+
+
 def _schedule(result: LandscapeResult) -> list[str]:
     if result.plan is None:
         return []
@@ -36,7 +46,7 @@ def _schedule(result: LandscapeResult) -> list[str]:
     aim = f"{wording.whole(result.budget)} examples"
     constant = plan.constant.batch_sizes[0]
     chances = (
-        f"{share(best.score.value)} of runs end among the flattest quarter of the minima, against "
+        f"{share(best.score.value)} of runs end among {goal(result)}, against "
         f"{share(plan.constant.score.value)} at the best constant batch, B = {constant}"
     )
     sizes = _steps(best.batch_sizes)
@@ -60,9 +70,8 @@ def _steps(sizes: tuple[int, ...]) -> str:
 
 def _measured_gain(result: LandscapeResult) -> str:
     assert result.plan is not None
-    assert result.rates is not None
-    flat, _ = quarters(result.rates.network)
-    found = {run.schedule.name: run.measured(flat)[-1] for run in result.runs}
+    ends = aimed(result.plan)
+    found = {run.schedule.name: run.measured(ends)[-1] for run in result.runs}
     a, b = (found.get(s.name) for s in (result.plan.growing, result.plan.constant))
     if a is None or b is None:
         return ""
