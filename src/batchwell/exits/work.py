@@ -1,0 +1,61 @@
+"""What a step of a path costs, known before one is taken: budgets then depend on no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .._jax import jax, jnp
+from ..domain import Domain
+from ..dynamics import SGD, Process
+from .regime import dimension
+
+TRANSCENDENTAL = 10.0  # additions that an exponential or a logarithm stands for
+WORK = 1e11  # most operations of a simulation that sets its own length: half a minute
+COSTLY = 1e5  # operations a step beyond which a survey saves
+FEWER: Mapping[str, int] = {"particles": 128, "replicas": 8}  # of splitting, then
+
+
+def step_work(process: Process, domain: Domain, substeps: int) -> float:
+    """Floating-point operations of one SGD step of one path, with the test of the domain.
+
+    A diffusion of finite data sums over all examples in each of its `substeps`; so does the level
+    function of a sublevel set of the loss, for SGD too.
+
+    Examples
+    --------
+    >>> from batchwell import SGD, additive, ball
+    >>> step_work(SGD(additive(lambda x: x @ x / 2), 0.1), ball([0.0], 1.0), 1) < 100
+    True
+    """
+    dim, level = dimension(process), domain.level
+    test = 0.0 if level is None else _operations(level, dim)
+    if isinstance(process, SGD):
+        loss = process.loss
+        whole = _operations(loss.gradient, dim)
+        finite = loss.noise is None and loss.size
+        return test + (whole * process.batch_size / loss.size if finite else whole)
+    # Heun's scheme asks for the drift twice.
+    return substeps * (
+        2 * _operations(process.drift, dim) + _operations(process.tensor, dim) + test
+    )
+
+
+def declined(work: float, dim: int) -> dict[str, str]:
+    """Method -> why a survey does not ask it where a step costs `work` operations."""
+    if work <= COSTLY:
+        return {}
+    because = f"a step costs {work:.2g} operations, sums over all examples"
+    out = {"importance": f"{because}: many minutes; ask for it by --method importance"}
+    if dim == 3:
+        out["law"] = (
+            f"{because}: a grid of {dim} dimensions takes minutes; ask for it by --method law"
+        )
+    return out
+
+
+def _operations(function: Callable[[Any], Any], dim: int) -> float:
+    lowered = jax.jit(function).lower(jax.ShapeDtypeStruct((dim,), jnp.float64))
+    counts = lowered.cost_analysis() or {}
+    slow = float(counts.get("transcendentals", 0.0))
+    return float(counts.get("flops", 0.0)) + TRANSCENDENTAL * slow
