@@ -17,12 +17,12 @@ from ..estimate import Estimate
 from ..loss import StochasticLoss
 from ..problems import Problem
 from .channels import Channel, channels
-from .compare import ExitComparison, compare_exit_times
+from .compare import ExitComparison, compare_exit_times, reliable
 from .direct import watched_domain
 from .exponents import ExponentRow, exponent_map
 from .regime import attractor, substeps_of, temperature_of
 from .roster import EXIT_METHODS
-from .work import COSTLY, FEWER, WORK, declined, step_work
+from .work import FEWER, WORK, declined, step_work, sums_over_many
 
 Tell = Callable[[str], None]
 SGD_, DIFFUSION = "SGD", "diffusion"
@@ -60,10 +60,14 @@ class Cell:
 
     @property
     def ranked(self) -> list[tuple[str, Estimate]]:
-        """(method, answer), most trusted first."""
+        """(method, answer), most trusted first: `TRUSTED` ones that are reliable, then the others."""
         order = {m: k for k, m in enumerate(TRUSTED)}
-        found = self.comparison.answers.items()
-        return sorted(found, key=lambda pair: order.get(pair[0], len(order)))
+
+        def rank(pair: tuple[str, Estimate]) -> tuple[bool, bool, int]:
+            method, answer = pair
+            return method not in order, not reliable(answer), order.get(method, 0)
+
+        return sorted(self.comparison.answers.items(), key=rank)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,10 +225,9 @@ def _asked(
     """`compare_exit_times` within minutes: methods not asked for by name may be declined."""
     if methods is not None:
         return compare_exit_times(process, x, domain, methods, options)
-    work = step_work(process, domain, substeps_of(process, x, 4, None))
-    if work > COSTLY:
+    without = declined(process)
+    if sums_over_many(process):
         options = {**options, "splitting": {**FEWER, **options.get("splitting", {})}}
-    without = declined(work, len(x))
     names = [name for name in EXIT_METHODS if name not in without]
     answers = compare_exit_times(process, x, domain, names, options)
     return replace(answers, refused={**answers.refused, **without})

@@ -12,8 +12,8 @@ from .regime import dimension
 
 TRANSCENDENTAL = 10.0  # additions that an exponential or a logarithm stands for
 WORK = 1e11  # most operations of a simulation that sets its own length: half a minute
-COSTLY = 1e5  # operations a step beyond which a survey saves
-FEWER: Mapping[str, int] = {"particles": 128, "replicas": 8}  # of splitting, then
+MANY = 64  # examples above which a sum over them is slow
+FEWER: Mapping[str, int] = {"particles": 128, "replicas": 8}  # of splitting by a survey, then
 
 
 def step_work(process: Process, domain: Domain, substeps: int) -> float:
@@ -41,17 +41,26 @@ def step_work(process: Process, domain: Domain, substeps: int) -> float:
     )
 
 
-def declined(work: float, dim: int) -> dict[str, str]:
-    """Method -> why a survey does not ask it where a step costs `work` operations."""
-    if work <= COSTLY:
+def declined(process: Process) -> dict[str, str]:
+    """Method -> why a survey does not ask it: sums over many examples that would take minutes."""
+    if not sums_over_many(process):
         return {}
-    because = f"a step costs {work:.2g} operations, sums over all examples"
-    out = {"importance": f"{because}: many minutes; ask for it by --method importance"}
-    if dim == 3:
+    out = {
+        "importance": "tilting sums over all examples in each step, many minutes a cell; ask for it "
+        "by --method importance"
+    }
+    if dimension(process) == 3 and not isinstance(process, SGD):
         out["law"] = (
-            f"{because}: a grid of {dim} dimensions takes minutes; ask for it by --method law"
+            "the noise is a sum over all examples at every node of a grid of 3 dimensions, minutes a "
+            "cell; ask for it by --method law"
         )
     return out
+
+
+def sums_over_many(process: Process) -> bool:
+    """Whether drift and noise are sums over many examples."""
+    sgd = process if isinstance(process, SGD) else process.sgd
+    return sgd is not None and sgd.loss.noise is None and sgd.loss.size > MANY
 
 
 def _operations(function: Callable[[Any], Any], dim: int) -> float:

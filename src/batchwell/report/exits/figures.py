@@ -97,7 +97,10 @@ def times_figure(found: ExitSurvey) -> Figure | None:
 
 def _batches(found: ExitSurvey, eta: float) -> tuple[tuple[float, str], ...]:
     at = {c.inverse_temperature: c.batch_size for c in found.cells if c.learning_rate == eta}
-    return tuple((x, f"B = {b}") for x, b in sorted(at.items()))
+    # Only the first says what is counted: small batches stand close to each other.
+    return tuple(
+        (x, f"B = {b}" if k == 0 else str(b)) for k, (x, b) in enumerate(sorted(at.items()))
+    )
 
 
 def _cell_mark(cell: Cell) -> Mark:
