@@ -129,6 +129,6 @@ def test_a_survey_declines_what_sums_over_many_examples():
     logistic = problem("breast-cancer-logistic")
     sgd = SGD(logistic.loss, 0.1)
     assert set(declined(sgd)) == {"importance"}
-    assert set(declined(diffusion_approximation(sgd))) == {"importance", "law"}
+    assert set(declined(diffusion_approximation(sgd))) == {"importance", "splitting", "law"}
     assert not declined(diffusion_approximation(SGD(problem("product-wells").loss, 0.1)))
     assert not declined(SGD(problem("least-squares").loss, 0.1))

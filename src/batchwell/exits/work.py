@@ -13,6 +13,7 @@ from .regime import dimension
 TRANSCENDENTAL = 10.0  # additions that an exponential or a logarithm stands for
 WORK = 1e11  # most operations of a simulation that sets its own length: half a minute
 MANY = 64  # examples above which a sum over them is slow
+SUMS, ASK = "sums over all examples", ", minutes a cell: ask for it by --method"
 FEWER: Mapping[str, int] = {"particles": 128, "replicas": 8}  # of splitting by a survey, then
 
 
@@ -45,15 +46,11 @@ def declined(process: Process) -> dict[str, str]:
     """Method -> why a survey does not ask it: sums over many examples that would take minutes."""
     if not sums_over_many(process):
         return {}
-    out = {
-        "importance": "tilting sums over all examples in each step, many minutes a cell; ask for it "
-        "by --method importance"
-    }
-    if dimension(process) == 3 and not isinstance(process, SGD):
-        out["law"] = (
-            "the noise is a sum over all examples at every node of a grid of 3 dimensions, minutes a "
-            "cell; ask for it by --method law"
-        )
+    out = {"importance": f"tilting {SUMS} in each step{ASK} importance"}
+    if not isinstance(process, SGD):
+        out["splitting"] = f"the diffusion {SUMS} in each substep{ASK} splitting"
+        if dimension(process) == 3:
+            out["law"] = f"the noise {SUMS} at every node of a grid of 3 dimensions{ASK} law"
     return out
 
 
