@@ -16,7 +16,8 @@ from batchwell.dynamics import SGD, diffusion_approximation
 from batchwell.ensemble import first_exits
 from batchwell.errors import InputError
 from batchwell.landscape import quench
-from batchwell.loss import check_at
+from batchwell.law import exit_time, transfer_operator
+from batchwell.loss import additive, check_at
 from batchwell.problems import PROBLEMS, problem
 from batchwell.problems.real import logistic_minimum, network_data
 from batchwell.settings import make_settings
@@ -227,3 +228,28 @@ def test_the_digits_network_is_the_stated_one_and_its_tests_are_held_out():
     assert loss == pytest.approx(np.mean(np.log1p(np.exp(-truth * score))), rel=1e-9)
     image = entry.symmetry.align(w, np.random.default_rng(94).standard_normal(33))
     assert float(entry.loss.mean(image)) == pytest.approx(float(entry.loss.mean(w)), abs=1e-12)
+
+
+def test_the_product_of_wells_is_left_as_its_coordinates_are():
+    # The chance to be inside is the product of three chains' in one dimension; 4 standard errors.
+    entry, chance = ALL["product-wells"], 1.0
+    (answer,) = (k for k in known("product-wells", "mean_exit_time", "sgd") if k.value < 100)
+    for scale in (1.0, 1.25, 1.5):
+        well = additive(lambda x, a=scale: a * (x @ x - 1) ** 2 / 4)
+        op = transfer_operator(SGD(well, 0.2), (-3, 0))
+        law, inside = op.row(np.array([[-1.0]]))[0][0], [1.0]
+        while len(inside) < 3000:
+            inside.append(law.sum())
+            law = law @ op.rates
+        chance = chance * np.array(inside)
+    assert answer.value == pytest.approx(chance.sum(), rel=1e-7)
+    sgd = SGD(entry.loss, 0.2)
+    seen = first_exits(sgd, entry.start, entry.domain, 4096, 4096, seed=5).steps
+    assert abs(seen.mean() - answer.value) < 4 * seen.std() / 64
+    assert seen.mean() < 0.6 * mean_of_first(0.2)  # one coordinate alone stays much longer
+
+
+def mean_of_first(eta: float) -> float:
+    """Mean steps until the first coordinate of product-wells alone comes to 0."""
+    well = additive(lambda x: (x @ x - 1) ** 2 / 4)
+    return exit_time(transfer_operator(SGD(well, eta), (-3, 0)), [-1.0]).value

@@ -1,9 +1,10 @@
 """Direct simulation against exact exit times; censoring; what is refused."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from batchwell import SGD, additive, ball, diffusion_approximation, finite_sum, half_space
+from batchwell import SGD, additive, ball, diffusion_approximation, finite_sum, half_space, sublevel
 from batchwell.errors import InputError, RunError
 from batchwell.exits import EXIT_METHODS, mean_exit_time
 
@@ -88,3 +89,47 @@ def test_real_minibatches_agree_with_a_simulation_written_out_in_numpy(sampling)
     gap = np.hypot(out.stderr, times.std(ddof=1) / paths**0.5)
     assert not len(live)
     assert abs(out.value - times.mean()) < 4 * gap
+
+
+def test_a_chain_that_runs_away_beyond_the_domain_is_refused_for_what_it_is():
+    # Outside of the well cubes make it diverge; there is no rare exit, and direct has the answer.
+    well = SGD(additive(lambda x: (x @ x - 1) ** 2 / 4, "laplace"), 0.9)
+    with pytest.raises(InputError, match=r"paths out within 10 steps.*use method direct"):
+        mean_exit_time(well, [-1.0], half_space([1.0], 1.0), "splitting")
+    assert 4 < mean_exit_time(well, [-1.0], half_space([1.0], 1.0), paths=512).value < 7
+
+
+def test_a_costly_step_gets_fewer_paths_and_says_so(monkeypatch):
+    from batchwell.exits import direct
+
+    whole = mean_exit_time(SGD(QUADRATIC, 0.2), [0.0], UNIT, paths=1024, seed=7)
+    monkeypatch.setattr(direct, "WORK", 1e6)
+    work = direct.step_work(SGD(QUADRATIC, 0.2), UNIT, 1)
+    few = mean_exit_time(SGD(QUADRATIC, 0.2), [0.0], UNIT, paths=1024, seed=7)
+    assert 64 <= few.n < 1024
+    assert any("1024 paths" in note for note in few.notes)
+    assert few.n * whole.value < 2e6 / work
+    assert abs(few.value - whole.value) < 4 * few.stderr
+
+
+def test_a_budget_too_small_for_twenty_events_is_not_spent(monkeypatch):
+    from batchwell.exits import direct
+
+    monkeypatch.setattr(direct, "WORK", 1e6)
+    with pytest.raises(RunError, match="of 64 paths within 512 steps"):
+        mean_exit_time(SGD(QUADRATIC, 0.05), [0.0], UNIT, paths=1024)
+
+
+def test_a_step_that_sums_over_all_examples_is_known_to_be_costly():
+    from batchwell.exits.work import step_work
+
+    rows = np.linspace(-1, 1, 400)[:, None]
+    sgd = SGD(finite_sum(lambda x, z: jnp.log1p((x[0] - z[0][0]) ** 2), (rows,), 1), 0.1)
+    own, through = UNIT, sublevel(sgd.loss.mean, 2.0, 1)
+    one, level, diffusive = (
+        step_work(p, domain, 4)
+        for p, domain in ((sgd, own), (sgd, through), (diffusion_approximation(sgd), own))
+    )
+    assert level > 50 * one
+    assert diffusive > 4 * 50 * one
+    assert step_work(SGD(sgd.loss, 0.1, 40), own, 4) == pytest.approx(40 * one, rel=0.2)

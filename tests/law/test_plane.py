@@ -1,6 +1,7 @@
 """The chain's master equation in 2-D."""
 
 import itertools
+import tracemalloc
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from batchwell.law import (
     stationary,
     transfer_operator,
 )
+from batchwell.law.plane import COPIES
 from batchwell.law.reach import reachable_box
 from batchwell.weak import weak_errors
 
@@ -134,3 +136,15 @@ def test_refusals():
         transfer_operator(SGD(bowl, 0.001), ((-1, -1), (1, 1)))
     with pytest.raises(InputError, match="corners"):
         transfer_operator(SGD(bowl, 0.1), (-1, 1))
+
+
+def test_a_dense_chain_stays_within_the_memory_that_was_predicted():
+    # The operator, its factors, both of the coarser mesh, and strips of a few rows.
+    sgd = SGD(bowl, 0.1)
+    tracemalloc.start()
+    op = transfer_operator(sgd, ball([0.0, 0.0], 1.0))
+    exit_time(op, [0.0, 0.0])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert op.size > 1000
+    assert 2.5 * 8 * op.size**2 < peak < 8 * COPIES * op.size**2

@@ -2,13 +2,15 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from batchwell import SGD, additive, half_space, problem
+from batchwell import SGD, additive, diffusion_approximation, half_space, problem
 from batchwell.exits import EXIT_METHODS, exit_survey
 from batchwell.exits.survey import SGD_, sgd_and_diffusion, survey
+from batchwell.exits.work import declined
 from batchwell.report.contours import segments
 from batchwell.report.document import render
 from batchwell.report.exits import document
@@ -103,3 +105,30 @@ def test_cells_are_ranked_by_trust(well):
     cell = well.of(SGD_, 0.2)[0]
     assert [m for m, _ in cell.ranked] == ["law", "direct", "action"]
     assert SGD(well.loss, 0.2).temperature == 1 / cell.inverse_temperature
+
+
+def test_an_answer_that_is_not_reliable_never_stands_for_a_cell(well):
+    cell = next(c for c in well.of(SGD_, 0.2) if c.batch_size == 1)
+    answers = cell.comparison.answers
+    for law in (
+        replace(answers["law"], notes=("second method (sharp) disagrees: not reliable",)),
+        replace(answers["law"], stderr=math.inf, interval=(-math.inf, math.inf)),
+    ):
+        worse = replace(cell.comparison, answers={**answers, "law": law})
+        doubted = replace(cell, comparison=worse)
+        assert cell.ranked[0][0] == "law"
+        assert doubted.ranked[0][0] == "direct"
+        assert doubted.answer is answers["direct"]
+        shown = document(replace(well, cells=(doubted,))).sections[0].tables[0].rows[0]
+        assert any(s.endswith(("(not reliable)", "(error unknown)")) for s in shown)
+        only = replace(cell, comparison=replace(worse, answers={"law": law}))
+        assert only.answer is law  # better than none, and called what it is
+
+
+def test_a_survey_declines_what_sums_over_many_examples():
+    logistic = problem("breast-cancer-logistic")
+    sgd = SGD(logistic.loss, 0.1)
+    assert set(declined(sgd)) == {"importance"}
+    assert set(declined(diffusion_approximation(sgd))) == {"importance", "splitting", "law"}
+    assert not declined(diffusion_approximation(SGD(problem("product-wells").loss, 0.1)))
+    assert not declined(SGD(problem("least-squares").loss, 0.1))

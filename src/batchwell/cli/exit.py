@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from ..errors import InputError
 from ._shared import Numbers, table
 
 if TYPE_CHECKING:
+    from ..estimate import Estimate
     from ..exits import ExitSurvey
     from ..exits.survey import Cell
 
@@ -112,10 +114,18 @@ def _rows(cell: Cell) -> list[dict[str, str]]:
             **head,
             "method": name,
             "steps": f"{e.value:.6g}",
-            "interval": f"{e.interval[0]:.4g} ... {e.interval[1]:.4g}",
+            "interval": _interval(e),
         }
         for name, e in cell.comparison.answers.items()
     ]
+
+
+def _interval(answer: Estimate) -> str:
+    from ..exits.compare import reliable
+
+    low, high = answer.interval
+    text = "unknown" if low == -math.inf else f"{low:.4g} ... {high:.4g}"
+    return text if reliable(answer) else f"{text} (not reliable)"
 
 
 def _said(done: ExitSurvey) -> list[str]:

@@ -126,6 +126,19 @@ def compare_exit_times(
     return ExitComparison(answers, refused, tuple(pairs))
 
 
+def reliable(answer: Estimate) -> bool:
+    """Whether an answer may stand for the question: it has an error, and no note takes it back.
+
+    Examples
+    --------
+    >>> reliable(Estimate(3.0, math.inf, (-math.inf, math.inf), "steps", "law", 0))
+    False
+    """
+    taken_back = any(note == UNRELIABLE or note.endswith("not reliable") for note in answer.notes)
+    bounded = math.isinf(answer.value) or all(map(math.isfinite, answer.interval))
+    return bounded and not taken_back
+
+
 # Whose agreement makes a tiny chance reliable: the action alone knows only its logarithm.
 SECONDS = ("law", "importance", "sharp", "direct")
 

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 from .._jax import jax, jnp
 from ..domain import Domain
 from ..dynamics import Process
-from ..ensemble import CORE, OUT, STOPPED, Ensemble, Score, Trials, advance, run_trials, start
-from ..errors import RunError, require
+from ..ensemble import CORE, OUT, STOPPED, Ensemble, Score, Trials, run_trials, start
+from ..errors import InputError, RunError, require
 from .regime import drift_jacobian
 
 # Of the scores seen around the minimum: where the core ends, and where a departure begins.
@@ -66,6 +66,22 @@ class Core:
         """Paths at the points `x`, (d,) or (m, d), with their keyed generators."""
         return start(self.process, x, np.asarray(index), self.seed, stream, self.substeps)
 
+    def run(self, ensemble: Ensemble, goals: ArrayLike, core: float, horizon: int) -> Trials:
+        """`ensemble.run_trials` of this process and domain."""
+        return run_trials(
+            self.process,
+            ensemble,
+            self.domain,
+            self.score,
+            core,
+            goals,
+            horizon,
+            self.substeps,
+            threads=self.threads,
+            scheme=self.scheme,
+            precision=self.precision,
+        )
+
     def trials(self, ensemble: Ensemble, goals: ArrayLike, core: float | None = None) -> Trials:
         """`ensemble.run_trials` until back in the core, past `goals`, or out.
 
@@ -74,19 +90,8 @@ class Core:
         RunError
             A trial that neither comes back nor gets out: says where it stays.
         """
-        done = run_trials(
-            self.process,
-            ensemble,
-            self.domain,
-            self.score,
-            self.inner if core is None else core,
-            goals,
-            PATIENCE * self.relaxation,
-            self.substeps,
-            threads=self.threads,
-            scheme=self.scheme,
-            precision=self.precision,
-        )
+        inner = self.inner if core is None else core
+        done = self.run(ensemble, goals, inner, PATIENCE * self.relaxation)
         if (done.fates == STOPPED).any():
             where = done.points[done.fates == STOPPED][0]
             raise RunError(
@@ -120,9 +125,19 @@ def core_of(
         precision=precision,
     )
     pilot = core.paths("departures/pilot", minimum, np.arange(1024))
-    seen = advance(process, pilot, 10 * relaxation, substeps, threads=threads, precision=precision)
-    scores = np.asarray(jax.vmap(score)(jnp.asarray(seen.x)))
-    scores = scores[domain.contains(seen.x) & np.isfinite(scores)]
+    # A path that has left is watched no further: outside of the domain it may run away.
+    seen = core.run(pilot, math.inf, -math.inf, 10 * relaxation)
+    inside = seen.points[seen.fates != OUT]
+    if len(inside) <= len(seen.fates) / 10:
+        raise InputError(
+            "process",
+            f"{len(seen.fates) - len(inside)} of {len(seen.fates)} paths out within "
+            f"{10 * relaxation} steps",
+            "must stay some relaxation times around the minimum for exits to be rare; use method "
+            "direct",
+        )
+    scores = np.asarray(jax.vmap(score)(jnp.asarray(inside)))
+    scores = scores[np.isfinite(scores)]
     require(len(scores) > 100, "score", len(scores), "must be finite around the minimum")
     inner, first = np.quantile(scores, [CORE_SHARE, FIRST_SHARE])
     require(first > inner, "score", float(inner), "must vary around the minimum")

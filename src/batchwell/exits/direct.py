@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -16,9 +17,11 @@ from ..errors import RunError, whole
 from ..estimate import Estimate, censored_mean
 from .basin import basin_exits
 from .regime import check_start, substeps_of
+from .work import WORK, step_work
 
 MIN_EVENTS = 20
-FIRST_HORIZON = 512
+FIRST_HORIZON, PILOT = 512, 64
+PATH_STEPS = 2e8
 BASIN_HORIZON = 100_000
 # -zeta(1/2)/sqrt(2 pi): mean overshoot of a Gaussian random walk, in step lengths.
 OVERSHOOT = 0.5825971579390107
@@ -31,7 +34,7 @@ def direct(
     *,
     paths: int = 1024,
     horizon: int | None = None,
-    max_path_steps: float = 2e8,
+    max_path_steps: float | None = None,
     seed: int = 0,
     substeps: int | None = None,
     progress: Progress | None = None,
@@ -40,7 +43,8 @@ def direct(
 
     Paths still inside at `horizon` SGD steps are censored data (`estimate.censored_mean`).
     Without a `horizon` it grows fourfold until nine paths in ten have left or
-    `max_path_steps` would be exceeded. A diffusion takes at least 4 `substeps` per SGD step, more if
+    `max_path_steps` would be exceeded: by default 2e8, fewer where a step is costly (a sum over
+    many examples). Then a pilot tells how many of the `paths` are worth simulating. A diffusion takes at least 4 `substeps` per SGD step, more if
     its drift is fast. Its boundary is moved inwards by the mean overshoot of these. A basin (`landscape.basin`) is watched through quenches
     (`exits.basin.basin_exits`), up to 100 000 steps unless a `horizon` is given.
 
@@ -67,16 +71,22 @@ def direct(
         return _from_basin(process, x, domain, paths, horizon, seed, substeps, progress)
     watched, said = watched_domain(process, domain, x, substeps)
 
-    def watch(limit: int) -> FirstExits:
+    def watch(limit: int, count: int) -> FirstExits:
         return first_exits(
-            process, x, watched, limit, paths, seed, substeps=substeps, progress=progress
+            process, x, watched, limit, count, seed, substeps=substeps, progress=progress
         )
 
-    exits = watch(horizon) if horizon is not None else _growing(watch, paths, max_path_steps)
-    events = int(exits.observed.sum())
+    if horizon is not None:
+        exits = watch(horizon, paths)
+    else:
+        budget = max_path_steps or min(PATH_STEPS, WORK / step_work(process, watched, substeps))
+        exits = _growing(watch, paths, budget)
+    events, count = int(exits.observed.sum()), len(exits.steps)
     out = censored_mean(exits.steps, exits.observed, "steps", "direct simulation")
     if events < MIN_EVENTS:
-        raise RunError(_too_few(events, paths, exits))
+        raise RunError(_too_few(events, count, exits))
+    if count < paths:
+        said = (*said, f"{count} of {paths} paths: a step of this process is costly")
     return out.with_notes(*said, *_notes(exits))
 
 
@@ -100,11 +110,21 @@ def _from_basin(
     return exits.mean()
 
 
-def _growing(watch: Any, paths: int, max_path_steps: float) -> FirstExits:
+def _growing(
+    watch: Callable[[int, int], FirstExits], paths: int, max_path_steps: float
+) -> FirstExits:
     """Longer and longer watching: keyed streams make each run the continuation of the last."""
     limit = FIRST_HORIZON
+    if paths > PILOT and paths * limit > max_path_steps:
+        pilot = watch(limit, PILOT)
+        spent, events = float(pilot.steps.sum()), int(pilot.observed.sum())
+        # With no event seen, 3/spent is the upper end of the rate: no budget is spent in vain.
+        if max(events, 3) / spent * max_path_steps < MIN_EVENTS:
+            return pilot
+        worth = int(0.5 * max_path_steps * max(events, 1) / spent)
+        paths = min(paths, max(PILOT, worth))
     while True:
-        exits = watch(limit)
+        exits = watch(limit, paths)
         enough = exits.observed.mean() >= 0.9
         if enough or 4 * limit * paths > max_path_steps:
             return exits

@@ -25,14 +25,13 @@ from ..law import committor_values, generator, interval
 from ..law.reach import find_bounds
 from .channels import Channel, channels
 from .regime import flow
+from .work import sums_over_many
 
 Array = Any
 # Cells of the committor's grid per direction, by dimension.
 CELLS = {1: 512, 2: 80, 3: 32}
 # Squared radius of the core in units of the stationary covariance.
 CORE_RADIUS = 0.5
-# Examples above which a sum over them is slow.
-MANY = 64
 
 
 def default_score(process: Process, minimum: np.ndarray, domain: Domain) -> Score:
@@ -47,7 +46,9 @@ def default_score(process: Process, minimum: np.ndarray, domain: Domain) -> Scor
 def _default_score(process: Process, at: tuple[float, ...], domain: Domain) -> Score:
     minimum = np.array(at)
     rounded = quadratic_score(process, minimum, domain)
-    if rounded is not None and (len(minimum) > 3 or (len(minimum) == 3 and _slow(process))):
+    if rounded is not None and (
+        len(minimum) > 3 or (len(minimum) == 3 and sums_over_many(process))
+    ):
         return rounded
     if len(minimum) in CELLS:
         try:
@@ -55,12 +56,6 @@ def _default_score(process: Process, at: tuple[float, ...], domain: Domain) -> S
         except BatchwellError:  # unbounded, singular or too fine for the grid
             pass
     return action_score(process, minimum, domain)
-
-
-def _slow(process: Process) -> bool:
-    """Whether drift and noise are sums over many examples: too slow for a grid of three directions."""
-    sgd = process if isinstance(process, SGD) else process.sgd
-    return sgd is not None and sgd.loss.noise is None and sgd.loss.size > MANY
 
 
 def quadratic_score(process: Process, minimum: np.ndarray, domain: Domain) -> Score | None:

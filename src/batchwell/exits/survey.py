@@ -17,16 +17,18 @@ from ..estimate import Estimate
 from ..loss import StochasticLoss
 from ..problems import Problem
 from .channels import Channel, channels
-from .compare import ExitComparison, compare_exit_times
+from .compare import ExitComparison, compare_exit_times, reliable
 from .direct import watched_domain
 from .exponents import ExponentRow, exponent_map
 from .regime import attractor, substeps_of, temperature_of
+from .roster import EXIT_METHODS
+from .work import FEWER, WORK, declined, step_work, sums_over_many
 
 Tell = Callable[[str], None]
 SGD_, DIFFUSION = "SGD", "diffusion"
 # Methods whose answer stands for a cell, most trusted first; the action has no prefactor.
 TRUSTED = ("law", "importance", "splitting", "direct", "sharp")
-SEEN_PATHS, SEEN_STEPS, SUBSTEPS = 4096, 4e8, 8
+SEEN_PATHS, SEEN_LEAST, SEEN_STEPS, SUBSTEPS = 4096, 128, 4e8, 8
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,14 @@ class Cell:
 
     @property
     def ranked(self) -> list[tuple[str, Estimate]]:
-        """(method, answer), most trusted first."""
+        """(method, answer), most trusted first: `TRUSTED` ones that are reliable, then the others."""
         order = {m: k for k, m in enumerate(TRUSTED)}
-        found = self.comparison.answers.items()
-        return sorted(found, key=lambda pair: order.get(pair[0], len(order)))
+
+        def rank(pair: tuple[str, Estimate]) -> tuple[bool, bool, int]:
+            method, answer = pair
+            return method not in order, not reliable(answer), order.get(method, 0)
+
+        return sorted(self.comparison.answers.items(), key=rank)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +203,7 @@ def survey(
         for size in batch_sizes:
             for key, process in processes(eta, size).items():
                 tell(f"{key}, learning rate {eta:g}, batch size {size}")
-                answers = compare_exit_times(process, x, domain, methods, options)
+                answers = _asked(process, x, domain, methods, options or {})
                 one_over = 1.0 / _temperature(process)
                 cells.append(Cell(eta, size, one_over, key, answers))
     first = processes(learning_rates[0], batch_sizes[0])
@@ -207,6 +213,24 @@ def survey(
     tell("simulated exits")
     found = ExitSurvey(name, summary, loss, x, domain, minimum, tuple(cells), exponents, ways)
     return replace(found, seen=_seen(found, processes, seed, why), why=tuple(why))
+
+
+def _asked(
+    process: Process,
+    x: np.ndarray,
+    domain: Domain,
+    methods: Sequence[str] | None,
+    options: Mapping[str, Mapping[str, Any]],
+) -> ExitComparison:
+    """`compare_exit_times` within minutes: methods not asked for by name may be declined."""
+    if methods is not None:
+        return compare_exit_times(process, x, domain, methods, options)
+    without = declined(process)
+    if sums_over_many(process):
+        options = {**options, "splitting": {**FEWER, **options.get("splitting", {})}}
+    names = [name for name in EXIT_METHODS if name not in without]
+    answers = compare_exit_times(process, x, domain, names, options)
+    return replace(answers, refused={**answers.refused, **without})
 
 
 def _temperature(process: Process) -> float:
@@ -255,16 +279,16 @@ def _seen(
             continue
         cell = min(quick, key=lambda c: c.answer.value if c.answer else math.inf)
         assert cell.answer is not None
-        if cell.answer.value * SEEN_PATHS > SEEN_STEPS:
-            why.append(f"{key}: exits take {cell.answer.value:.3g} steps, too long to be watched")
-            continue
         process = processes(cell.learning_rate, cell.batch_size)[key]
         substeps = substeps_of(process, found.start, SUBSTEPS, None)
         watched, _ = watched_domain(process, found.domain, found.start, substeps)
+        steps = min(SEEN_STEPS, 2 * WORK / step_work(process, watched, substeps))
+        paths = min(SEEN_PATHS, int(steps / cell.answer.value))
+        if paths < SEEN_LEAST:
+            why.append(f"{key}: exits take {cell.answer.value:.3g} steps, too long to be watched")
+            continue
         horizon = math.ceil(12 * cell.answer.value) + 10
-        exits = first_exits(
-            process, found.start, watched, horizon, SEEN_PATHS, seed, "survey", substeps
-        )
+        exits = first_exits(process, found.start, watched, horizon, paths, seed, "survey", substeps)
         out[key] = Seen(cell.learning_rate, cell.batch_size, exits)
     return out
 

@@ -11,7 +11,6 @@ however rare the exit; plain LU loses all digits beyond about 1e12 steps without
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numba
@@ -22,6 +21,7 @@ from scipy.linalg import blas
 Floats = NDArray[np.float64]
 
 BLOCK = 96
+STRIP = 256  # rows updated at once, lest the product be a second matrix
 # Jumps this much rarer than the most frequent one are not followed through an elimination: what
 # they could change lies below any rate that a float64 answer can show.
 NEGLIGIBLE = 1e-100
@@ -29,31 +29,26 @@ NEGLIGIBLE = 1e-100
 
 @dataclass(frozen=True, eq=False)
 class GTH:
-    """Factors of A = diag(row sums + exits) - rates, as A = (I - F) (D - U), all non-negative."""
+    """Factors of A = diag(row sums + exits) - rates, as A = (I - F) (D - U), all non-negative.
 
-    packed: Floats = field(repr=False)
+    `signed` (n, n), C order, holds -F below the diagonal, D on it and -U above: no other copy is made.
+    """
 
-    @cached_property
-    def _signed(self) -> tuple[Floats, Floats]:
-        lower = -np.tril(self.packed, -1)
-        upper = -np.triu(self.packed, 1)
-        np.fill_diagonal(lower, 1.0)
-        np.fill_diagonal(upper, np.diag(self.packed))
-        return np.asfortranarray(lower), np.asfortranarray(upper)
+    signed: Floats = field(repr=False)
 
     def solve(self, rhs: Floats) -> Floats:
         """A^-1 rhs for rhs (n,) or (n, k); no cancellation when rhs >= 0."""
-        lower, upper = self._signed
+        turned = self.signed.T  # in the order that BLAS reads without a copy
         b = np.asarray(rhs, dtype=np.float64)
-        half = blas.dtrsm(1.0, lower, b.reshape(len(b), -1), lower=1, diag=1)
-        return blas.dtrsm(1.0, upper, half, lower=0).reshape(b.shape)
+        half = blas.dtrsm(1.0, turned, b.reshape(len(b), -1), lower=0, trans_a=1, diag=1)
+        return blas.dtrsm(1.0, turned, half, lower=1, trans_a=1).reshape(b.shape)
 
     def solve_transposed(self, rhs: Floats) -> Floats:
         """A^-T rhs: expected visits to each node from the starting law rhs."""
-        lower, upper = self._signed
+        turned = self.signed.T
         b = np.asarray(rhs, dtype=np.float64)
-        half = blas.dtrsm(1.0, upper, b.reshape(len(b), -1), lower=0, trans_a=1)
-        return blas.dtrsm(1.0, lower, half, lower=1, trans_a=1, diag=1).reshape(b.shape)
+        half = blas.dtrsm(1.0, turned, b.reshape(len(b), -1), lower=1)
+        return blas.dtrsm(1.0, turned, half, lower=0, diag=1).reshape(b.shape)
 
 
 def gth_factor(rates: Floats, exits: Floats) -> GTH:
@@ -78,8 +73,13 @@ def gth_factor(rates: Floats, exits: Floats) -> GTH:
         # F (D - U) = A_RK: a triangular solve whose every term is added.
         f = blas.dtrsm(1.0, upper, a[m:low, k:m], side=1, lower=0)
         a[m:low, k:m], a[low:, k:m] = f, 0.0
-        a[m:low, m:end] += f @ a[k:m, m:end]
+        for i in range(m, low, STRIP):
+            strip = slice(i, min(i + STRIP, low))
+            a[strip, m:end] += a[strip, k:m] @ a[k:m, m:end]
         e[m:low] += f @ e[k:m]
+    pivots = a.diagonal().copy()
+    np.negative(a, out=a)
+    np.fill_diagonal(a, pivots)
     return GTH(a)
 
 

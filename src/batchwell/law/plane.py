@@ -25,7 +25,7 @@ from .fields import evaluate
 from .kernel import AtomKernel, DensityKernel, Kernel, RuleKernel, kernel, points_of
 from .lines import line_operator
 from .memory import check_bytes, check_memory
-from .operator import Operator
+from .operator import Operator, Rows
 from .reach import find_bounds
 
 Floats = NDArray[np.float64]
@@ -34,6 +34,9 @@ Ints = NDArray[np.int64]
 # Largest node distance in standard deviations of a step, and how much coarser the check is.
 SPACING = 0.9
 COARSER = 0.8
+STRIP = 256  # rows assembled at once
+# Matrices at the peak: the operator, its factors, both of the coarser mesh (.41 each), strips of rows.
+COPIES = 3.4
 HAT_NODES = 48
 DEGREE = 27
 COARSE_DEGREE = 21
@@ -123,6 +126,7 @@ def _nystrom(
         "learning_rate" if nodes is None else "nodes",
         step.sgd.learning_rate if nodes is None else nodes,
         size,
+        COPIES,
     )
     rough = tuple(max(6, int(COARSER * c)) for c in counts)
     coarse = _nystrom_on(step, domain, bounds, is_box, rough, None)
@@ -262,7 +266,7 @@ def _nystrom_on(
         exits = np.stack(ends, axis=1)
         return rates, exits if is_box else exits.sum(axis=1, keepdims=True)
 
-    rates, exits = row(x)
+    rates, exits = _in_strips(row, x)
     return Operator(
         "chain",
         x,
@@ -275,6 +279,15 @@ def _nystrom_on(
         coarse=coarse,
         method=f"transfer operator, Gauss-Legendre chords, {len(x)} nodes",
     )
+
+
+def _in_strips(row: Rows, x: Floats) -> tuple[Floats, Floats]:
+    """``row(x)`` without its intermediate results at all nodes at once."""
+    rates, exits = np.empty((len(x), len(x))), []
+    for a in range(0, len(x), STRIP):
+        rates[a : a + STRIP], part = row(x[a : a + STRIP])
+        exits.append(part)
+    return rates, np.concatenate(exits)
 
 
 # ---------------------------------------------------------------------- hat

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._jax import jnp
+from ..domain import box
 from ..errors import whole
 from ..loss import additive
 from .base import SMALL_STUDY, KnownAnswer, Problem
@@ -100,10 +101,12 @@ def product_wells(dim: int = 3) -> Problem:
     """A sum of double wells, one for each coordinate: 3^d stationary points, 2^d of them minima.
 
     F = sum_i a_i (x_i^2 - 1)^2 / 4 with a_i = 1 + i / 4; there are d 2^(d-1) saddles of index 1, each
-    of barrier a_i / 4.
+    of barrier a_i / 4. Left is the well of (-1, ..., -1), where all coordinates are below 0: coordinates are
+    independent, so the chance to be still inside is the product of those of d double wells.
     """
     dim = whole("dim", dim)
     scale = jnp.asarray(1.0 + 0.25 * np.arange(dim))
+    start = (-1.0,) * dim
     count = {"minima": 2**dim, "saddles": dim * 2 ** (dim - 1), "stationary points": 3**dim}
     return Problem(
         "product-wells",
@@ -114,14 +117,33 @@ def product_wells(dim: int = 3) -> Problem:
             dim,
             name="product-wells",
         ),
-        (-1.0,) * dim,
+        start,
+        box((-3.0,) * dim, (0.0,) * dim),
         start_scale=1.5,
-        known=tuple(
-            KnownAnswer(f"number of {name}", "sgd", value, "1", {"dim": dim}, "closed form")
-            for name, value in count.items()
+        known=(
+            *(
+                KnownAnswer(f"number of {name}", "sgd", value, "1", {"dim": dim}, "closed form")
+                for name, value in count.items()
+            ),
+            *(_product_times(start) if dim == 3 else ()),
         ),
         settings=STUDY,
     )
+
+
+def _product_times(start: tuple[float, ...]) -> list[KnownAnswer]:
+    source = "chances to be inside of three chains in one dimension, multiplied; all digits shown"
+    return [
+        KnownAnswer(
+            "mean_exit_time",
+            "sgd",
+            steps,
+            "steps",
+            {"learning_rate": eta, "batch_size": 1, "start": start},
+            source,
+        )
+        for eta, steps in ((0.2, 86.752164), (0.1, 2805.583981))
+    ]
 
 
 def two_basins() -> Problem:

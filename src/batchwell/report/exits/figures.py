@@ -81,14 +81,16 @@ def times_figure(found: ExitSurvey) -> Figure | None:
         return None
     known = [f"{wording.number(v, 4)} for {name}" for name, v in slopes(found).items()]
     lines = (
-        f" The lines have the slopes of the exponents V: {wording.listing(known)}." if known else ""
+        f" The lines have the slopes of the exponents V: {wording.listing(known)}. A line through the "
+        "coldest point leaves the others below or above it by what the prefactor changes."
+        if known
+        else ""
     )
     return Figure(
         "times",
         "Mean exit time against B/η",
         "On a logarithmic scale, with 95% intervals where a method samples; each point is the "
-        f"answer of the most trusted method of its cell.{lines} A line through the coldest point "
-        "leaves the others below or above it by what the prefactor changes.",
+        f"answer of the most trusted method of its cell.{lines}",
         "Every number is in the table of all answers.",
         (("", tuple(panels)),),
         (("value", "mean with 95% interval"),),
@@ -97,7 +99,10 @@ def times_figure(found: ExitSurvey) -> Figure | None:
 
 def _batches(found: ExitSurvey, eta: float) -> tuple[tuple[float, str], ...]:
     at = {c.inverse_temperature: c.batch_size for c in found.cells if c.learning_rate == eta}
-    return tuple((x, f"B = {b}") for x, b in sorted(at.items()))
+    # Only the first says what is counted: small batches stand close to each other.
+    return tuple(
+        (x, f"B = {b}" if k == 0 else str(b)) for k, (x, b) in enumerate(sorted(at.items()))
+    )
 
 
 def _cell_mark(cell: Cell) -> Mark:
@@ -153,6 +158,7 @@ def ways_figure(found: ExitSurvey) -> Figure | None:
 
 
 def _point(x: np.ndarray) -> str:
+    x = np.where(np.abs(x) < 1e-9, 0.0, x)  # rounding is no place
     if len(x) > 3:
         return f"a point {wording.number(float(np.linalg.norm(x)))} from the origin"
     if len(x) == 1:

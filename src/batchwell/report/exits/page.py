@@ -9,7 +9,9 @@ import numpy as np
 from ...domain import ball
 from ...dynamics import SGD
 from ...errors import BatchwellError
+from ...estimate import Estimate
 from ...exits import EXIT_METHODS, ExitSurvey
+from ...exits.compare import reliable
 from ...exits.survey import SGD_, Cell
 from ...saddles import EscapeLaws, escape_laws
 from .. import wording
@@ -164,7 +166,7 @@ def _glance(found: ExitSurvey) -> Table:
     rows = []
     for c in found.cells:
         best = c.ranked[0] if c.ranked and c.answer else None
-        steps = wording.estimate(best[1]) if best else wording.NOTHING
+        steps = _shown(best[1]) if best else wording.NOTHING
         verdict = _verdict(c)
         rows.append(
             (
@@ -184,6 +186,14 @@ def _glance(found: ExitSurvey) -> Table:
     )
 
 
+def _shown(answer: Estimate | None) -> str:
+    if answer is None or reliable(answer):
+        return wording.estimate(answer)
+    if math.isinf(answer.interval[0]):
+        return f"{wording.number(answer.value)} (error unknown)"
+    return f"{wording.estimate(answer)} (not reliable)"
+
+
 def _verdict(cell: Cell) -> str:
     pairs = cell.comparison.pairs
     if not pairs:
@@ -199,7 +209,7 @@ def _answers(found: ExitSurvey) -> Table:
     methods = [m for m in EXIT_METHODS if any(m in c.comparison.answers for c in found.cells)]
     rows = []
     for c in found.cells:
-        answers = [wording.estimate(c.comparison.answers.get(m)) for m in methods]
+        answers = [_shown(c.comparison.answers.get(m)) for m in methods]
         worst = max(c.comparison.pairs, key=lambda p: p.distance, default=None)
         gap = wording.number(worst.distance) if worst else wording.NOTHING
         rows.append((*_head(c), *answers, gap))
