@@ -199,12 +199,20 @@ def _of_sgd(process: SGD) -> Hamiltonian:
 
 def _of_data(process: SGD, gain: float, notes: tuple[str, ...]) -> Hamiltonian:
     loss, size, eps = process.loss, process.batch_size, process.temperature
+    knobs: tuple[float, ...]
     # A subset of one example is a draw of one example.
     if process.sampling == "with_replacement" or size == 1:
-        return _finite(loss, lambda g, p: log_mean_exp(-gain * (g @ p), loss.weights), notes, eps)
-    kin = _subsets(loss, gain, node_count(loss.size, size))
-    knobs = (float(size), process.batch_factor)
+        kin, knobs = _draws(loss, gain), ()
+    else:
+        kin = _subsets(loss, gain, node_count(loss.size, size))
+        knobs = (float(size), process.batch_factor)
     return replace(kin(*knobs), temperature=eps, notes=notes, knobs=knobs, kin=kin)
+
+
+@lru_cache(maxsize=64)
+def _draws(loss: StochasticLoss, gain: float) -> Callable[..., Hamiltonian]:
+    """``() -> H`` of draws with replacement, the same for all batch sizes."""
+    return lambda: _finite(loss, lambda g, p: log_mean_exp(-gain * (g @ p), loss.weights))
 
 
 @lru_cache(maxsize=64)
@@ -221,12 +229,9 @@ def _subsets(loss: StochasticLoss, gain: float, nodes: int) -> Callable[..., Ham
     return of
 
 
-def _finite(
-    loss: StochasticLoss, cumulant: Any, notes: tuple[str, ...] = (), eps: float = math.nan
-) -> Hamiltonian:
-    heavy = loss.size > MANY_EXAMPLES
-    local = loss.example_gradients
-    return Hamiltonian(loss.dim, local, cumulant, False, eps, "SGD", None, notes, heavy)
+def _finite(loss: StochasticLoss, cumulant: Callable[[Any, Array], Array]) -> Hamiltonian:
+    heavy, local = loss.size > MANY_EXAMPLES, loss.example_gradients
+    return Hamiltonian(loss.dim, local, cumulant, False, math.nan, "SGD", heavy=heavy)
 
 
 def _of_nodes(loss: StochasticLoss, eps: float, gain: float, notes: tuple[str, ...]) -> Hamiltonian:
