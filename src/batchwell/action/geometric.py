@@ -25,17 +25,72 @@ def lagrangian(h: Hamiltonian, floor: float = FLOOR) -> Callable[[Array, Array],
     A singular Sigma of a quadratic H gets `floor` times its mean eigenvalue added
     (`floor_needed` tells whether).
     """
-    if h.quadratic:
+    if h.quadratic and h.noise is not None:
         return _quadratic(h, floor)
-    solve = momentum(h)
+    value = _floored(h, floor) if h.quadratic else h.value
+    return _implicit(value, momentum(h, floor), h.dim)
 
-    def general(x: Array, v: Array) -> Array:
-        theta, mu = jax.lax.stop_gradient(solve(x, v))
-        theta, mu = _newton_step(h, x, v, theta, mu)
-        # Stationary in theta and mu, so derivatives are exact to second order.
-        return jnp.dot(theta, v) - mu * h.value(x, theta)
 
-    return general
+def _floored(h: Hamiltonian, floor: float) -> Callable[[Array, Array], Array]:
+    """H(x, p) with the ridge of `whitener` under its Sigma."""
+
+    def value(x: Array, p: Array) -> Array:
+        drift, sigma = h.local(x)
+        ridge = _ridge(jax.lax.stop_gradient(sigma), floor)
+        return h.cumulant((drift, sigma), p) + 0.5 * ridge * jnp.dot(p, p)
+
+    return value
+
+
+def _implicit(value: Any, solve: Any, dim: int) -> Callable[[Array, Array], Array]:
+    """l from the solver of theta and mu, with its first two derivatives written out.
+
+    The slope is ``l_x = -mu H_x, l_v = theta``; the curvature follows from the derivative of
+    ``mu H_p = v, H = 0``. So nothing is differentiated through the solver, and a second derivative
+    takes one Hessian of H in (x, theta), however many unknowns the curve has.
+    """
+
+    def at(z: Array) -> tuple[Array, Array, Array]:
+        theta, mu = solve(z[:dim], z[dim:])
+        return jnp.concatenate([z[:dim], theta]), theta, mu
+
+    def joint(y: Array) -> Array:
+        return value(y[:dim], y[dim:])
+
+    def both(z: Array) -> tuple[Array, Array]:
+        y, theta, mu = at(z)
+        level, slope = jax.value_and_grad(joint)(y)
+        # Stationary in theta and mu: an error of the solver enters squared.
+        return jnp.dot(theta, z[dim:]) - mu * level, jnp.concatenate([-mu * slope[:dim], theta])
+
+    def curvature(z: Array) -> Array:
+        y, _, mu = at(z)
+        slope, hess = jax.grad(joint)(y), jax.jacfwd(jax.grad(joint))(y)
+        hx, hp, zero = slope[:dim], slope[dim:], jnp.zeros((dim, dim))
+        xx, xp, pp = hess[:dim, :dim], hess[:dim, dim:], hess[dim:, dim:]
+        # mu H_pp dtheta + H_p dmu = dv - mu H_px dx and H_p . dtheta = -H_x . dx
+        right = jnp.block([[-mu * xp.T, jnp.eye(dim)], [-hx[None, :], zero[:1]]])
+        border = jnp.block([[mu * pp, hp[:, None]], [hp[None, :], zero[:1, :1]]])
+        moved = jnp.linalg.solve(border, right)
+        rows = jnp.block([mu * xx, zero]) + jnp.outer(hx, moved[dim]) + mu * xp @ moved[:dim]
+        whole = jnp.concatenate([-rows, moved[:dim]])
+        return 0.5 * (whole + whole.T)
+
+    first = jax.custom_jvp(both)
+    first.defjvp(
+        lambda primal, tangent: (
+            (out := both(*primal)),
+            (jnp.dot(out[1], tangent[0]), curvature(*primal) @ tangent[0]),
+        )
+    )
+    cost = jax.custom_jvp(lambda z: both(z)[0])
+
+    def cost_jvp(primal: Any, tangent: Any) -> tuple[Array, Array]:
+        out, slope = first(*primal)
+        return out, jnp.dot(slope, tangent[0])
+
+    cost.defjvp(cost_jvp)
+    return lambda x, v: cost(jnp.concatenate([x, v]))
 
 
 def floor_needed(h: Hamiltonian, x: Array) -> bool:
@@ -97,25 +152,8 @@ def momentum(h: Hamiltonian, floor: float = FLOOR) -> Callable[[Array, Array], t
         here = h.local(x)
         return _conjugate(lambda p: h.cumulant(here, p), v, h.dim)
 
-    return solve
-
-
-def _newton_step(
-    h: Hamiltonian, x: Array, v: Array, theta: Array, mu: Array
-) -> tuple[Array, Array]:
-    """One Newton step on (v - mu H_p, H) = 0 from a solution: carries its derivatives."""
-    gradient = jax.grad(h.value, argnums=1)
-    hess = jax.lax.stop_gradient(jax.hessian(h.value, argnums=1)(x, theta))
-    normal = jax.lax.stop_gradient(gradient(x, theta))
-    residual = v - mu * gradient(x, theta)
-    level = h.value(x, theta)
-    # mu Hpp dtheta + Hp dmu = residual, Hp . dtheta = -H
-    a = jnp.linalg.solve(mu * hess, jnp.stack([residual, normal], axis=1))
-    dmu = (level + normal @ a[:, 0]) / (normal @ a[:, 1])
-    new = theta + a[:, 0] - dmu * a[:, 1]
-    # Where H is flat to rounding the step is noise: stay (first derivatives are still exact).
-    good = jnp.linalg.norm(new - theta) <= 1e-6 * jnp.linalg.norm(theta)
-    return jnp.where(good, new, theta), jnp.where(good, mu + dmu, mu)
+    # Lanes in step would all wait for the slowest: with many examples each point is solved alone.
+    return jax.custom_batching.sequential_vmap(solve) if h.heavy else solve
 
 
 def _conjugate(cumulant: Callable[[Array], Array], v: Array, dim: int) -> tuple[Array, Array]:
@@ -152,19 +190,24 @@ def _conjugate(cumulant: Callable[[Array], Array], v: Array, dim: int) -> tuple[
 
 
 def _iterate(step: Any, theta: Array, most: int, skip: Array) -> tuple[Array, Array]:
-    """Repeat `step` until it moves theta no more; (theta, whether it came to rest)."""
+    """Repeat `step` until it moves theta no more; (theta, whether it came to rest).
 
-    def body(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        theta, _, k = state
+    Near a zero of the drift rounding moves it for ever: small moves that no longer fall are rest.
+    """
+
+    def body(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        theta, _, before, k = state
         new = step(theta)
-        small = 1e-12 * jnp.linalg.norm(new)
-        return new, jnp.linalg.norm(new - theta) <= small, k + 1
+        move = jnp.linalg.norm(new - theta) / jnp.linalg.norm(new)
+        done = (move <= 1e-12) | ((move <= 1e-8) & (move >= 0.1 * before))
+        return new, done, move, k + 1
 
-    def unfinished(state: tuple[Array, Array, Array]) -> Array:
-        theta, done, k = state
+    def unfinished(state: tuple[Array, ...]) -> Array:
+        theta, done, _, k = state
         return ~skip & ~done & (k < most) & jnp.all(jnp.isfinite(theta))
 
-    theta, done, _ = jax.lax.while_loop(unfinished, body, (theta, jnp.asarray(False), 0))
+    start = (theta, jnp.asarray(False), jnp.asarray(jnp.inf), 0)
+    theta, done, *_ = jax.lax.while_loop(unfinished, body, start)
     return theta, done
 
 

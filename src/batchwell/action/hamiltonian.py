@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -25,7 +25,7 @@ from .._jax import jax, jnp
 from ..dynamics import SGD, Diffusion, Process
 from ..errors import InputError
 from ..loss import StochasticLoss
-from .symmetric import log_mean_symmetric
+from .symmetric import log_mean_symmetric, node_count
 
 Array = Any
 MANY_EXAMPLES = 64
@@ -54,7 +54,10 @@ class Hamiltonian:
     notes
         What was approximated.
     heavy
-        Whether one evaluation goes through many examples: then no second derivatives are taken.
+        Whether one evaluation goes through many examples: then points are solved one by one.
+    family, knobs
+        ``family(*knobs)`` is this H for compiled functions, which share one `family` and take the
+        knobs as arguments: (B, factor of eps) for draws without replacement, else none.
     """
 
     dim: int
@@ -66,6 +69,13 @@ class Hamiltonian:
     noise: np.ndarray | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     heavy: bool = False
+    knobs: tuple[float, ...] = ()
+    kin: Callable[..., Hamiltonian] | None = field(default=None, repr=False)
+
+    @property
+    def family(self) -> Callable[..., Hamiltonian]:
+        """The same function for all Hamiltonians that differ in their knobs alone."""
+        return _alone(self) if self.kin is None else self.kin
 
     def value(self, x: Array, p: Array) -> Array:
         """H(x, p) at x (d,), p (d,): scalar."""
@@ -84,6 +94,11 @@ class Hamiltonian:
         if self.quadratic:
             return self.local(x)[1]
         return jax.hessian(self.value, argnums=1)(x, jnp.zeros(self.dim))
+
+
+@lru_cache(maxsize=256)
+def _alone(h: Hamiltonian) -> Callable[[], Hamiltonian]:
+    return lambda: h
 
 
 @lru_cache(maxsize=64)
@@ -183,29 +198,40 @@ def _of_sgd(process: SGD) -> Hamiltonian:
 
 
 def _of_data(process: SGD, gain: float, notes: tuple[str, ...]) -> Hamiltonian:
-    loss, size, factor = process.loss, process.batch_size, process.batch_factor
-    weights = loss.weights
-
-    def cumulant(g: Array, p: Array) -> Array:
-        return log_mean_exp(-gain * (g @ p), weights)
-
-    def subset(g: Array, p: Array) -> Array:
-        return factor * log_mean_symmetric((-gain / (factor * size)) * (g @ p), size)
-
+    loss, size, eps = process.loss, process.batch_size, process.temperature
+    knobs: tuple[float, ...]
     # A subset of one example is a draw of one example.
-    independent = process.sampling == "with_replacement" or size == 1
-    chosen = cumulant if independent else subset
-    return Hamiltonian(
-        loss.dim,
-        loss.example_gradients,
-        chosen,
-        False,
-        process.temperature,
-        "SGD",
-        None,
-        notes,
-        loss.size > MANY_EXAMPLES,
-    )
+    if process.sampling == "with_replacement" or size == 1:
+        kin, knobs = _draws(loss, gain), ()
+    else:
+        kin = _subsets(loss, gain, node_count(loss.size, size))
+        knobs = (float(size), process.batch_factor)
+    return replace(kin(*knobs), temperature=eps, notes=notes, knobs=knobs, kin=kin)
+
+
+@lru_cache(maxsize=64)
+def _draws(loss: StochasticLoss, gain: float) -> Callable[..., Hamiltonian]:
+    """``() -> H`` of draws with replacement, the same for all batch sizes."""
+    return lambda: _finite(loss, lambda g, p: log_mean_exp(-gain * (g @ p), loss.weights))
+
+
+@lru_cache(maxsize=64)
+def _subsets(loss: StochasticLoss, gain: float, nodes: int) -> Callable[..., Hamiltonian]:
+    """``(B, factor of eps) -> H`` of draws without replacement, for sizes that share a rule."""
+
+    def of(size: Array, factor: Array) -> Hamiltonian:
+        def cumulant(g: Array, p: Array) -> Array:
+            exponents = (-gain / (factor * size)) * (g @ p)
+            return factor * log_mean_symmetric(exponents, size, nodes)
+
+        return _finite(loss, cumulant)
+
+    return of
+
+
+def _finite(loss: StochasticLoss, cumulant: Callable[[Any, Array], Array]) -> Hamiltonian:
+    heavy, local = loss.size > MANY_EXAMPLES, loss.example_gradients
+    return Hamiltonian(loss.dim, local, cumulant, False, math.nan, "SGD", heavy=heavy)
 
 
 def _of_nodes(loss: StochasticLoss, eps: float, gain: float, notes: tuple[str, ...]) -> Hamiltonian:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -51,8 +51,6 @@ class Instanton:
         Number of directions in which the action falls: 0 for a minimum.
     notes
         Regime.
-    inverse
-        The inverse Hessian that a quasi-Newton method gathered, where one was used.
     """
 
     action: float
@@ -66,7 +64,6 @@ class Instanton:
     index: int = 0
     coefficients: np.ndarray = field(default_factory=lambda: np.zeros((0, 1)), repr=False)
     notes: tuple[str, ...] = ()
-    inverse: np.ndarray | None = field(default=None, repr=False)
 
 
 def instantons(
@@ -199,7 +196,7 @@ def _search(
 def _from(p: ritz.Problem, x0: np.ndarray, path: Instanton) -> ritz.Found:
     ends = [path.end] if p.free_end else []
     unknowns = np.concatenate([path.coefficients.ravel(), *ends])
-    return ritz.minimise(p, x0, path.end, unknowns, inverse=path.inverse)
+    return ritz.minimise(p, x0, path.end, unknowns)
 
 
 def _between(
@@ -247,14 +244,14 @@ def _reachable(h: Hamiltonian, path: Instanton) -> bool:
     """Whether the noise can push along the whole curve (bounded noise may not)."""
     if h.quadratic:
         return True
-    left = np.abs(np.asarray(_values(h)(jnp.asarray(path.path), jnp.asarray(path.theta))))
+    left = np.abs(np.asarray(_values(h.family)(h.knobs, path.path, path.theta)))
     pushed = np.isfinite(left) & (path.clock > 0)
     return bool(np.all(pushed) and left.max() < 1e-6)
 
 
 @lru_cache(maxsize=64)
-def _values(h: Hamiltonian) -> Any:
-    return jax.jit(jax.vmap(h.value))
+def _values(family: Callable[..., Hamiltonian]) -> Any:
+    return jax.jit(lambda knobs, *at: jax.vmap(family(*knobs).value)(*at))
 
 
 def _never(h: Hamiltonian, x0: np.ndarray, x1: np.ndarray) -> str:
@@ -267,8 +264,8 @@ def _never(h: Hamiltonian, x0: np.ndarray, x1: np.ndarray) -> str:
 
 
 @lru_cache(maxsize=64)
-def _momentum(h: Hamiltonian) -> Any:
-    return jax.jit(jax.vmap(momentum(h)))
+def _momentum(family: Callable[..., Hamiltonian]) -> Any:
+    return jax.jit(lambda knobs, *at: jax.vmap(momentum(family(*knobs)))(*at))
 
 
 def _on_the_line(h: Hamiltonian, x0: np.ndarray, targets: np.ndarray) -> list[Instanton]:
@@ -278,9 +275,7 @@ def _on_the_line(h: Hamiltonian, x0: np.ndarray, targets: np.ndarray) -> list[In
     for x1 in targets:
         velocity = np.tile(x1 - x0, (POINTS, 1))
         points = x0 + s[:, None] * (x1 - x0)
-        theta, mu = (
-            np.asarray(v) for v in _momentum(h)(jnp.asarray(points), jnp.asarray(velocity))
-        )
+        theta, mu = (np.asarray(v) for v in _momentum(h.family)(h.knobs, points, velocity))
         with np.errstate(over="ignore"):
             cost = theta @ (x1 - x0)
         # Every third Chebyshev node is a Chebyshev node of the rule with a third of the points.
@@ -323,7 +318,7 @@ def _instanton(h: Hamiltonian, x0: np.ndarray, f: ritz.Found) -> Instanton:
     ahead = ritz.points_on(x0, f.end, f.coefficients, s + step)
     behind = ritz.points_on(x0, f.end, f.coefficients, s - step)
     velocity = (ahead - behind) / (2 * step)
-    theta, mu = _momentum(h)(jnp.asarray(points), jnp.asarray(velocity))
+    theta, mu = _momentum(h.family)(h.knobs, points, velocity)
     notes = list(h.notes)
     if h.quadratic and floor_needed(h, points[64]):
         notes.append(f"singular noise: directions without noise were given {FLOOR:g} of its mean")
@@ -340,7 +335,6 @@ def _instanton(h: Hamiltonian, x0: np.ndarray, f: ritz.Found) -> Instanton:
         f.index,
         f.coefficients,
         tuple(notes),
-        f.inverse,
     )
     return (
         out

@@ -8,8 +8,9 @@ spectral for smooth instantons. Kikuchi, Singh, Cates & Adhikari, Phys. Rev. Res
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,21 +92,55 @@ class Problem:
 
 @lru_cache(maxsize=64)
 def problem(h: Hamiltonian, order: int, nodes: int, domain: Domain | None) -> Problem:
-    """Compile the Ritz problem of `h`; with a `domain` the end is free on its boundary."""
-    dim = h.dim
+    """The Ritz problem of `h`; with a `domain` the end is free on its boundary."""
+    compiled = _compiled(h.family, h.dim, order, nodes, domain)
+    measured, value_and_slope, hessian = (partial(f, h.knobs) for f in compiled[:3])
+    whole = basis(order, nodes)
+    # Both halves of (0, 1) with rules of the same size: one compiled function serves all.
+    halves = [_basis_at((k + whole.s) / 2, whole.weights / 2, order) for k in (0, 1)]
+
+    def coarse(u: Array, x0: Array, x1: Array) -> float:
+        value = float(measured(u, x0, x1, whole))
+        return value if value > -np.inf else np.inf  # out of reach of the noise
+
+    def fine(u: Array, x0: Array, x1: Array) -> float:
+        return sum(float(measured(u, x0, x1, half)) for half in halves)
+
+    free = domain is not None
+    return Problem(
+        h.dim,
+        order,
+        free,
+        coarse,
+        value_and_slope,
+        lambda *at: value_and_slope(*at)[1],
+        hessian,
+        (order + free) * h.dim <= MANY,
+        fine,
+        compiled[3],
+    )
+
+
+@lru_cache(maxsize=64)
+def _compiled(
+    family: Callable[..., Hamiltonian], dim: int, order: int, nodes: int, domain: Domain | None
+) -> tuple[Any, Any, Any, Any]:
+    """(action, value and slope, Hessian, end), the first three of knobs and unknowns."""
     free = domain is not None
     end = retraction(domain) if domain is not None else lambda y: y
-    cost = jax.vmap(lagrangian(h))
 
     def unpack(u: Array, x1: Array) -> tuple[Array, Array]:
         c = u[: order * dim].reshape(order, dim)
         return c, end(u[order * dim :]) if free else x1
 
-    def action(u: Array, x0: Array, x1: Array, on: Basis) -> Array:
-        c, stop = unpack(u, x1)
-        return jnp.dot(jnp.asarray(on.weights), cost(*curve(x0, stop, c, on)))
+    def cost(knobs: Any, points: Array, velocity: Array) -> Array:
+        return jax.vmap(lagrangian(family(*knobs)))(points, velocity)
 
-    def objective(u: Array, x0: Array, x1: Array, weight: Array) -> Array:
+    def action(knobs: Any, u: Array, x0: Array, x1: Array, on: Basis) -> Array:
+        c, stop = unpack(u, x1)
+        return jnp.dot(jnp.asarray(on.weights), cost(knobs, *curve(x0, stop, c, on)))
+
+    def objective(knobs: Any, u: Array, x0: Array, x1: Array, weight: Array) -> Array:
         on = basis(order, nodes)
         c, stop = unpack(u, x1)
         points, velocity = curve(x0, stop, c, on)
@@ -115,32 +150,11 @@ def problem(h: Hamiltonian, order: int, nodes: int, domain: Domain | None) -> Pr
         # Var(|v|^2) / mean^2: no dimension, smooth, zero at constant speed.
         uneven = jnp.dot(w, (square / mean - 1) ** 2)
         off = jnp.sum((u[order * dim :] - stop) ** 2) / mean if free else 0.0
-        return jnp.dot(w, cost(points, velocity)) + weight * (uneven + off)
+        return jnp.dot(w, cost(knobs, points, velocity)) + weight * (uneven + off)
 
-    whole = basis(order, nodes)
-    # Both halves of (0, 1) with rules of the same size: one compiled function serves all.
-    halves = [_basis_at((k + whole.s) / 2, whole.weights / 2, order) for k in (0, 1)]
-    value_and_slope = jax.jit(jax.value_and_grad(objective))
-    measured = jax.jit(action)
-
-    def coarse(u: Array, x0: Array, x1: Array) -> float:
-        return float(measured(u, x0, x1, whole))
-
-    def fine(u: Array, x0: Array, x1: Array) -> float:
-        return sum(float(measured(u, x0, x1, half)) for half in halves)
-
-    return Problem(
-        dim,
-        order,
-        free,
-        coarse,
-        value_and_slope,
-        lambda *at: value_and_slope(*at)[1],
-        jax.jit(jax.jacfwd(jax.grad(objective))),
-        not h.heavy and (order + free) * dim <= MANY,
-        fine,
-        jax.jit(end),
-    )
+    hessian = jax.jacfwd(jax.grad(objective, argnums=1), argnums=1)
+    slope = jax.value_and_grad(objective, argnums=1)
+    return jax.jit(action), jax.jit(slope), jax.jit(hessian), jax.jit(end)
 
 
 def retraction(domain: Domain) -> Any:
@@ -168,7 +182,6 @@ class Found:
     quadrature: float
     index: int
     quasi: bool
-    inverse: np.ndarray | None = None
 
 
 def minimise(
@@ -177,21 +190,17 @@ def minimise(
     x1: np.ndarray,
     u: np.ndarray,
     stationary: bool = False,
-    inverse: np.ndarray | None = None,
 ) -> Found:
-    """Minimise from unknowns `u`, or find the nearest stationary curve of any index.
-
-    `inverse` is a first guess of the inverse Hessian, for problems without second derivatives.
-    """
+    """Minimise from unknowns `u`, or find the nearest stationary curve of any index."""
     weight = 0.1 * abs(float(p.action(u, x0, x1))) + 1e-12
     if u.size and not p.second:
-        u, inverse = _large(p, u, x0, x1, weight, inverse)
+        u = _large(p, u, x0, x1, weight)
     elif u.size:
         solver = _stationary if stationary else _small
         # Long waves first: short ones alone can fold a curve back on itself.
         for modes in sorted({min(4, p.order), p.order}):
             u = solver(p, u, x0, x1, weight, _active(p, modes))
-    return replace(_found(p, u, x0, x1, weight), inverse=inverse)
+    return _found(p, u, x0, x1, weight)
 
 
 def _active(p: Problem, modes: int) -> np.ndarray:
@@ -201,29 +210,16 @@ def _active(p: Problem, modes: int) -> np.ndarray:
     return np.concatenate([np.arange(modes * p.dim), ends])
 
 
-def _large(
-    p: Problem,
-    u: np.ndarray,
-    x0: np.ndarray,
-    x1: np.ndarray,
-    w: float,
-    inverse: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _large(p: Problem, u: np.ndarray, x0: np.ndarray, x1: np.ndarray, w: float) -> np.ndarray:
     from scipy.optimize import minimize
 
     def both(v: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope = p.objective(v, x0, x1, w)
         return float(value), np.asarray(slope)
 
-    if u.size <= MANY:
-        start = {} if inverse is None else {"hess_inv0": inverse}
-        options = {"maxiter": 300, "gtol": 1e-7, **start}
-        out = minimize(both, u, jac=True, method="BFGS", options=options)
-        # Symmetric to rounding only, but SciPy asks for exact symmetry of a first guess.
-        return np.asarray(out.x), 0.5 * (out.hess_inv + out.hess_inv.T)
     options = {"maxiter": 2000, "maxcor": 20, "ftol": 1e-14, "gtol": 1e-9}
     out = minimize(both, u, jac=True, method="L-BFGS-B", options=options)
-    return np.asarray(out.x), None
+    return np.asarray(out.x)
 
 
 def _small(
@@ -282,7 +278,8 @@ def _stationary(
 def _found(p: Problem, u: np.ndarray, x0: np.ndarray, x1: np.ndarray, w: float) -> Found:
     action = float(p.action(u, x0, x1))
     c, end = p.split(u, x1)
-    residual = float(np.linalg.norm(p.gradient(u, x0, x1, w))) if u.size else 0.0
+    with np.errstate(over="ignore"):  # a curve out of reach of the noise
+        residual = float(np.linalg.norm(p.gradient(u, x0, x1, w))) if u.size else 0.0
     index = 0
     if u.size and p.second:
         hess = np.asarray(p.hessian(u, x0, x1, w))

@@ -12,6 +12,8 @@ Henri Poincare 17 (2016), eq. 1.10; Siegmund, "Sequential Analysis" (1985), ch. 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -127,16 +129,19 @@ def _splines(h: Hamiltonian, path: Instanton) -> Any:
 
 def _along(h: Hamiltonian, path: Instanton) -> np.ndarray:
     """Rows of H_xx, H_px (row p, column x), H_pp, div b + (d_i Sigma_ij) theta_j, for each point."""
-    value = h.value
+    return np.asarray(_rows(h.family)(h.knobs, path.path, path.theta))
 
-    def row(x: Any, p: Any) -> Any:
-        xx = jax.hessian(value, argnums=0)(x, p)
-        px = jax.jacfwd(jax.grad(value, argnums=1), argnums=0)(x, p)
-        pp = h.tensor(x) if h.quadratic else jax.hessian(value, argnums=1)(x, p)
+
+@lru_cache(maxsize=64)
+def _rows(family: Callable[..., Hamiltonian]) -> Any:
+    def row(h: Hamiltonian, x: Any, p: Any) -> Any:
+        xx = jax.hessian(h.value, argnums=0)(x, p)
+        px = jax.jacfwd(jax.grad(h.value, argnums=1), argnums=0)(x, p)
+        pp = h.tensor(x) if h.quadratic else jax.hessian(h.value, argnums=1)(x, p)
         # tr H_px at theta is div b + (d_i Sigma_ij) theta_j.
         return jnp.concatenate([xx.ravel(), px.ravel(), pp.ravel(), jnp.trace(px)[None]])
 
-    return np.asarray(jax.jit(jax.vmap(row))(jnp.asarray(path.path), jnp.asarray(path.theta)))
+    return jax.jit(lambda knobs, *at: jax.vmap(partial(row, family(*knobs)))(*at))
 
 
 def step_shift(h: Hamiltonian, path: Instanton) -> float:
