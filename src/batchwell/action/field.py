@@ -255,6 +255,8 @@ def _start(
     left = float(np.linalg.norm(h.drift(jnp.asarray(x0))))
     if left > ZERO * largest:
         near = np.asarray(newton(h.drift)(jnp.asarray(x0[None])))[0]
+        # Newton's rounding about a zero coordinate is not shown.
+        near = np.where(np.abs(near) < 1e-12 * np.abs(box).max(), 0.0, near)
         at = ", ".join(f"{v:.6g}" for v in near)
         raise InputError(
             "start", x0, f"must be a stable zero of the drift (|b| = {left:.3g}); nearest ({at})"
