@@ -337,6 +337,24 @@ def test_escape_figure_drops_nothing(study: StudyResult) -> None:
         assert [curve.name for curve in plot.curves] == ["SGD", "order 1", "order 2"]
 
 
+def test_the_end_of_each_watch_is_drawn_when_diffusions_are_watched_for_less(
+    study: StudyResult,
+) -> None:
+    def levels(result: StudyResult) -> set[tuple[float, str]]:
+        numbers = sections.escape(result)
+        assert numbers is not None
+        found = plots(figures.escape_figure(result, numbers))
+        return {(value, text) for plot in found for value, text, _ in plot.rules}
+
+    horizon = study.escapes[0].horizon
+    assert levels(study) == {(horizon, "watch ends")}
+    less = tuple(e if e.process == "sgd" else replace(e, horizon=300) for e in study.escapes)
+    assert levels(replace(study, escapes=less)) == {
+        (horizon, "SGD: watch ends"),
+        (300, "diffusions: watch ends"),
+    }
+
+
 def test_marks_carry_the_interval(study: StudyResult) -> None:
     numbers = sections.escape(study)
     assert numbers is not None

@@ -62,6 +62,8 @@ class Axis:
 class Plot:
     """Curves over two axes; `rules` are level lines (y, text, style), `posts` upright (x, text).
 
+    A rule's style is "rule", "post" or "bound", the last with its text below it.
+
     With `dodge` curves over the same few x are moved apart, so that their intervals do not overlap.
     """
 

@@ -112,7 +112,9 @@ def _rules(plot: Plot, y: Scale) -> list[Markup]:
     for value, text, style in plot.rules:
         at = y(value)
         out.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at, class_=style))
-        if text:
+        if text and style == "bound":  # nothing is known beyond: its name stands on the near side
+            out.append(tag("text", text, x=WIDTH - RIGHT, y=at + 10, class_="tick halo end"))
+        elif text:
             out.append(tag("text", text, x=LEFT + 3, y=at - 4, class_="tick halo"))
     return out
 

@@ -87,7 +87,7 @@ def escape_figure(result: StudyResult, numbers: sections.Escape) -> Figure:
         "Mean exit time against batch size",
         "How many SGD steps pass on average until the basin of a minimum is left, on logarithmic "
         "scales, with 95% intervals. All panels share their axes. Runs that never left are kept: "
-        "means and limits beyond the dotted line, where watching ended, rest on the exponential law "
+        "means and limits beyond the dotted lines, where watching ended, rest on the exponential law "
         "of exit times.",
         f"{wording.counted(len(panels), 'panel')}, one for each minimum and learning rate; every "
         "number is in the table of escape times.",
@@ -97,12 +97,16 @@ def escape_figure(result: StudyResult, numbers: sections.Escape) -> Figure:
 
 
 def _watched(place: sections.Place) -> tuple[tuple[float, str, str], ...]:
-    """A level line at the time until which all cells of a place were watched, if it is one."""
-    horizons = {c.row.horizon for found in place.cells.values() for c in found}
-    horizon = horizons.pop()
-    if horizons or horizon <= 0:
-        return ()
-    return ((float(horizon), "watch ends", "post"),)
+    """A level line where the watch of each kind of process ends; one for all that share the time."""
+    kinds: dict[int, list[str]] = {}
+    for process, found in place.cells.items():
+        kind = "SGD" if process == "sgd" else "diffusions"
+        for horizon in {c.row.horizon for c in found if c.row.horizon > 0}:
+            kinds.setdefault(horizon, []).append(kind)
+    return tuple(
+        (float(horizon), f"{names[0]}: watch ends" if len(kinds) > 1 else "watch ends", "bound")
+        for horizon, names in sorted(kinds.items())
+    )
 
 
 def _ratio_curves(found: Sequence[sections.Comparison], processes: list[str]) -> tuple[Curve, ...]:
