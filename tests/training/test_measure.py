@@ -388,7 +388,7 @@ def test_a_loss_that_is_not_finite_says_at_which_step() -> None:
 def test_more_is_refused_or_said_in_one_line() -> None:
     model, (x, y) = network(), data(12)
     probe = Probe(model, data_size=10)
-    with pytest.raises(InputError, match="needs at least one measured step"):
+    with pytest.raises(InputError, match="needs a measured step"):
         probe.noise()
     with pytest.raises(InputError, match="must have a tensor with a dimension 0"):
         model(torch.tensor(1.0))

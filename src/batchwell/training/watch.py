@@ -21,6 +21,7 @@ from .norms import (
     Dense,
     Use,
     embedding,
+    full,
     layer_norm,
     linear,
     norms_squared,
@@ -36,7 +37,6 @@ _leaves = torch.utils._pytree.tree_leaves
 # Rules that do not care how many dimensions lie between the examples and the features.
 _ANY_SHAPE = (linear, embedding, layer_norm, rms_norm)
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(eq=False)
@@ -62,6 +62,7 @@ class Pass:
     norms: dict[int, Tensor] = field(default_factory=dict)  # parameter -> (m,) squared norms
     sums: dict[int, Tensor] = field(default_factory=dict)  # in a trial: the batch's gradient
     deferred: list[Callable[[], None]] = field(default_factory=list)
+    rounding: float = 0.0  # of the coarsest numbers that came back
     call: per_example.Call | None = None  # in a trial: the whole model's
     output_nodes: list[Any] = field(default_factory=list)
     returned: bool = False  # whether a gradient came back
@@ -71,6 +72,11 @@ class Pass:
     def rows(self) -> slice:
         """Places in the batch that are looked at."""
         return slice(None) if self.trial else self.chosen
+
+    def came_back(self, grad: Tensor) -> None:
+        """A gradient did."""
+        self.returned = True
+        self.rounding = max(self.rounding, torch.finfo(grad.dtype).eps)
 
     def norms_squared(self) -> Tensor:
         """Squared norm (m,) of each chosen example's part of the gradient, float64."""
@@ -268,7 +274,7 @@ class Watch:
     @staticmethod
     def _await(now: Pass, call: per_example.Call, outputs: list[Tensor]) -> None:
         def keep(k: int, grad: Tensor) -> None:
-            now.returned = True
+            now.came_back(grad)
             old = call.cotangents[k]
             call.cotangents[k] = grad if old is None else old + grad
 
@@ -298,7 +304,7 @@ class Watch:
         return -1 if several and x.shape[0] else None
 
     def _came_back(self, now: Pass, layer: Layer, x: Tensor, grad: Tensor) -> None:
-        now.returned = True
+        now.came_back(grad)
         axis = self._axis(x, now.size, layer)
         x, grad = (self._select(v, axis, now) for v in (x, grad))
         assert layer.rule is not None
@@ -313,8 +319,7 @@ class Watch:
             x = x.transpose(0, 1)
         elif axis == -1:
             x = x.reshape(now.size, -1, *x.shape[1:])
-        x = x[now.rows]
-        return x.float() if x.dtype in _HALF else x
+        return full(x[now.rows])
 
     def _seen_attention(
         self, layer: Layer, module: Module, args: Any, kwargs: Any, output: Any
@@ -331,7 +336,7 @@ class Watch:
         rows = now.rows
 
         def later(grad: Tensor) -> None:
-            now.returned = True
+            now.came_back(grad)
             now.deferred.append(
                 lambda: self._take(now, layer, attention.uses(module, call, grad, rows))
             )
@@ -359,7 +364,7 @@ class Watch:
         except ValueError as error:
             self._lost.append((layer, f"{layer.name or 'the model'}: {error}"))
             return
-        self._take(now, layer, {name: Dense(value) for name, value in found.items()})
+        self._take(now, layer, {name: Dense(full(value)) for name, value in found.items()})
 
     def _take(self, now: Pass, layer: Layer, uses: dict[str, Use]) -> None:
         for name, use in uses.items():
