@@ -232,6 +232,13 @@ class Probe(StepProbe):
                 "has a part that comes from no example (a penalty in the loss: use the optimiser's "
                 "weight_decay), or was clipped, or not zeroed before this step",
             )
+        if missed & watch.demoted:
+            raise InputError(
+                "model",
+                type(self.model).__name__,
+                "makes examples depend on each other: run one by one, their gradients do not add "
+                "up to the batch's",
+            )
         # One example cannot be mixed up with others: those to come are still to be checked.
         watch.trial = bool(missed) or max(p.size for p in passes) == 1
         if missed:

@@ -104,10 +104,12 @@ class Watch:
         self.offset = 0
         self.passes: list[Pass] = []
         self.reasons: dict[str, str] = {}  # parameter -> why its gradients are run again
+        self.demoted: set[int] = set()  # of these, those for which the whole model is
         self.before: Callable[[], None] = lambda: None
         self.after: Callable[[], None] = lambda: None
         self._open: Pass | None = None
         self._busy = False
+        self._looked = self._left_over = False  # for gradients from before this step
         self._lost: list[tuple[Layer, str]] = []
         self._layers = self._layout()
         self._handles: list[Any] = []
@@ -166,6 +168,7 @@ class Watch:
 
     def demote(self, pids: set[int], why: str) -> None:
         """Run the whole model again for these parameters."""
+        self.demoted |= pids
         for layer in self._layers.values():
             layer.ids = {k: v for k, v in layer.ids.items() if v not in pids}
         names = {n: id(p) for n, p in self.model.named_parameters(remove_duplicate=False)}
@@ -305,6 +308,10 @@ class Watch:
 
     def _came_back(self, now: Pass, layer: Layer, x: Tensor, grad: Tensor) -> None:
         now.came_back(grad)
+        if not self._looked:
+            # The layer's own gradients are summed up after this: what is there is from before.
+            old = self.parameters[next(iter(layer.ids.values()))].grad
+            self._looked, self._left_over = True, old is not None and bool(full(old).any())
         axis = self._axis(x, now.size, layer)
         x, grad = (self._select(v, axis, now) for v in (x, grad))
         assert layer.rule is not None
@@ -399,7 +406,10 @@ class Watch:
     def take(self) -> list[Pass] | None:
         """The passes since the last call, worked out; None if the layout had to change."""
         passes = [p for p in self.passes if p.returned]  # others were only looked at by the user
+        left_over, self._looked, self._left_over = self._left_over, False, False
         self.passes = []
+        if left_over:
+            raise ValueError("has gradients from before this step: call zero_grad() after each")
         if any(earlier.returned for p in passes for earlier in p.before):
             raise ValueError(
                 "is called twice before one backward: which calls belong to one example is not seen; "
