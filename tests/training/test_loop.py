@@ -43,6 +43,7 @@ class Measured:
     """Stands for a probe: measures once, at the update numbered `at`."""
 
     every = window = 1
+    known = True
 
     def __init__(self, at: int, scale: float) -> None:
         self.at, self.scale, self.steps = at, scale, 0

@@ -4,6 +4,7 @@ float64 throughout: the norms are the same numbers, so 1e-10 is rounding and not
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -163,6 +164,10 @@ COVERED: dict[str, Callable[[], Case]] = {
         Apply(lambda s, t: torch.tanh(s.e(t)), e=nn.Embedding(11, 3, padding_idx=2)),
         (tokens(),),
     ),
+    "sparse embedding": lambda: (
+        Apply(lambda s, t: torch.tanh(s.e(t)), e=nn.Embedding(11, 3, sparse=True)),
+        (tokens(),),
+    ),
     "layer norm": lambda: one(nn.Linear(4, 6), nn.LayerNorm(6), shape=(3, 4)),
     "layer norm of two dimensions": lambda: one(nn.LayerNorm((3, 4), bias=False), shape=(2, 3, 4)),
     "rms norm": lambda: one(nn.RMSNorm(4, eps=1e-3), shape=(3, 4)),
@@ -188,6 +193,9 @@ RUN_AGAIN: dict[str, Callable[[], Case]] = {
     "attention whose weights count": attention_whose_weights_count,
     "attention with other widths": lambda: cross_attention(kdim=8, vdim=8, add_bias_kv=True),
     "weight norm": lambda: one(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), shape=(4,)),
+    "instance norm": lambda: one(
+        nn.Conv2d(2, 3, 2), nn.InstanceNorm2d(3, affine=True), nn.Tanh(), shape=(2, 5, 5)
+    ),
     "bilinear": lambda: (
         Apply(lambda s, x: s.a(x, x), a=nn.Bilinear(3, 3, 2)),
         (torch.randn(B, 3),),
@@ -204,22 +212,31 @@ def mean_loss(model: nn.Module, inputs: tuple[Any, ...]) -> torch.Tensor:
     return F.softplus(model(*inputs).flatten(1)).square().mean(1).mean()
 
 
-def by_loop(model: nn.Module, inputs: tuple[Any, ...]) -> torch.Tensor:
+Precision = Callable[[], AbstractContextManager[Any]]
+
+
+def by_loop(
+    model: nn.Module, inputs: tuple[Any, ...], precision: Precision = nullcontext
+) -> torch.Tensor:
     """|g_i|^2 of each example, run by itself."""
     trained = [p for p in model.parameters() if p.requires_grad]
     rows = []
     for i in range(B):
-        loss = mean_loss(model, tuple(x[i : i + 1] for x in inputs))
+        with precision():
+            loss = mean_loss(model, tuple(x[i : i + 1] for x in inputs))
         gradients = torch.autograd.grad(loss, trained, allow_unused=True)
-        rows.append(sum(g.square().sum() for g in gradients if g is not None))
+        rows.append(sum(g.to_dense().double().square().sum() for g in gradients if g is not None))
     return torch.stack(rows)
 
 
-def by_probe(model: nn.Module, inputs: tuple[Any, ...], **options: Any) -> tuple[Any, Probe]:
+def by_probe(
+    model: nn.Module, inputs: tuple[Any, ...], precision: Precision = nullcontext, **options: Any
+) -> tuple[Any, Probe]:
     probe = Probe(model, examples=None, **options)
     for _ in range(4):  # the first steps may find out what the hooks do not see
         model.zero_grad()
-        loss = mean_loss(model, inputs)
+        with precision():
+            loss = mean_loss(model, inputs)
         loss.backward()
         if probe.step(loss) is not None and probe.steps > 1:
             break
@@ -242,6 +259,35 @@ def test_norms_in_float32_are_exact_to_1e_5(name: str) -> None:
     model, inputs = COVERED[name]()
     found, _ = by_probe(model, inputs)
     torch.testing.assert_close(found, by_loop(model, inputs).double(), rtol=1e-5, atol=0)
+
+
+def half(dtype: torch.dtype) -> Precision:
+    return lambda: torch.autocast("cpu", dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "name",
+    ["linear", "conv2d", "attention", "tied embedding", "layer norm", "group norm", "conv3d"],
+)
+def test_autocast_is_no_gradient_of_another_kind(name: str, dtype: torch.dtype) -> None:
+    """Norms to the rounding of the type, and no layer run again for it that has a rule."""
+    model, inputs = {**COVERED, **RUN_AGAIN}[name]()
+    found, probe = by_probe(model, inputs, half(dtype))
+    exact = by_loop(model, inputs, half(dtype))
+    torch.testing.assert_close(found, exact, rtol=4 * torch.finfo(dtype).eps, atol=0)
+    assert bool(probe.fallbacks) == (name in RUN_AGAIN), probe.fallbacks
+    plain, _ = by_probe(model, inputs)
+    assert not torch.allclose(found, plain, rtol=1e-5)  # control: it was not float32
+
+
+@pytest.mark.parametrize("name", ["linear", "attention", "batch norm in eval mode", "conv3d"])
+def test_a_model_in_bfloat16(name: str) -> None:
+    model, inputs = {**COVERED, **RUN_AGAIN}[name]()
+    model, inputs = model.bfloat16(), tuple(x.bfloat16() for x in inputs)
+    found, probe = by_probe(model, inputs)
+    torch.testing.assert_close(found, by_loop(model, inputs), rtol=0.03, atol=0)
+    assert bool(probe.fallbacks) == (name in RUN_AGAIN), probe.fallbacks
 
 
 def test_batch_in_the_second_dimension() -> None:

@@ -16,7 +16,8 @@ from ..errors import Divergence, require
 from ._torch import torch
 from .checks import check_modes
 from .noise import StepNoise, noise_factor, solve_step, weight_factor
-from .steps import ProbeOptions, StepProbe, gradients, norm_squared, strided
+from .norms import full
+from .steps import ProbeOptions, StepProbe, gradients, norm_squared
 from .watch import examples_in
 
 Tensor = Any
@@ -82,7 +83,7 @@ class AccumulationProbe(StepProbe):
     def _came_back(self, parameter: Tensor, grad: Tensor) -> None:
         if self.measuring and self._micro:
             with torch.no_grad():
-                self._micro[-1].norms.append(torch.linalg.vector_norm(strided(grad)))
+                self._micro[-1].norms.append(torch.linalg.vector_norm(full(grad)))
 
     def _take(self, measured: bool) -> list[_Micro]:
         return [m for m in self._micro if m.norms]

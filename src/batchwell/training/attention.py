@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ._torch import torch
-from .norms import Dense, Outer, Uses
+from .norms import Dense, Outer, Uses, full
 
 Tensor = Any
 Module = Any
@@ -48,18 +48,19 @@ def uses(module: Module, call: Mapping[str, Tensor], grad: Tensor, rows: slice) 
         Gradient at the attention's output.
     """
     first = module.batch_first
-    inputs = [_batch_first(call[k], first)[rows] for k in ("query", "key", "value")]
+    inputs = [full(_batch_first(call[k], first)[rows]) for k in ("query", "key", "value")]
     same = all(call[k].data_ptr() == call["query"].data_ptr() for k in ("key", "value"))
-    back = _batch_first(grad, first)[rows]
-    weights = module.in_proj_weight.detach().chunk(3)
-    biases = (None,) * 3 if module.in_proj_bias is None else module.in_proj_bias.detach().chunk(3)
+    back = full(_batch_first(grad, first)[rows])
+    weights = full(module.in_proj_weight.detach()).chunk(3)
+    bias = module.in_proj_bias
+    biases = (None,) * 3 if bias is None else full(bias.detach()).chunk(3)
     with torch.enable_grad():
         projected = [
             F.linear(x, w, b).requires_grad_()
             for x, w, b in zip(inputs, weights, biases, strict=True)
         ]
         mixed = _attend(module, projected, call, rows)
-    through = back @ module.out_proj.weight.detach()
+    through = back @ full(module.out_proj.weight.detach())
     lefts = torch.autograd.grad(mixed, projected, through)
     return {
         "in_proj_weight": _stacked(lefts, inputs, same),

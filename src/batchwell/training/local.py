@@ -168,7 +168,8 @@ class LocalLoss:
                     each.zero_grad()
                     loss = each(batch).sum()
                     loss.backward()
-                    if probe.step(loss) is not None:
+                    probe.step(loss)
+                    if len(probe.example_norms_squared):
                         break
                 squares += float(probe.example_norms_squared.sum())
         self.model.zero_grad()

@@ -21,13 +21,15 @@ from .checks import (
     reduction_of,
 )
 from .noise import StepNoise, solve_step, weight_factor
-from .steps import ProbeOptions, StepProbe, gradients, norm_squared, processes, strided
+from .norms import full
+from .steps import ProbeOptions, StepProbe, gradients, norm_squared, processes
 from .watch import Pass, Watch
 
 Tensor = Any
 Module = Any
 EXAMPLES = 32
 _TOLERANCE = 1e-3  # of a gradient pieced together in float32
+_LOST = 1e-4  # of the whole gradient: a part so small is lost in the square of its norm
 
 
 @final
@@ -110,8 +112,9 @@ class Probe(StepProbe):
 
     @property
     def example_norms_squared(self) -> Tensor:
-        """|g_i|^2 (m,), float64, of the examples looked at in the last measured step."""
-        return torch.cat([norms / unit for norms, unit in self._norms])
+        """|g_i|^2 (m,), float64, of the examples looked at in the last measured step; maybe none."""
+        parts = [norms / unit for norms, unit in self._norms]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 
     @property
     def fallbacks(self) -> dict[str, str]:
@@ -167,9 +170,7 @@ class Probe(StepProbe):
 
     def _row(self, passes: list[Pass], loss: Any, step: int, scale: float) -> StepNoise | None:
         sizes = [p.size for p in passes]
-        # One example alone, the rest of an epoch, says nothing on noise.
-        if sum(sizes) == 1 and processes(self.model) == 1:
-            return None
+        self._norms = []
         if passes[0].trial:
             if isinstance(loss, torch.Tensor):
                 check_reduction(self.reduction, reduction_of(loss, passes[-1].output_nodes))
@@ -180,6 +181,9 @@ class Probe(StepProbe):
         self._norms = [(r, w**2) for r, w in zip(raw, weights, strict=True)]
         small = sum(b * float(r.mean()) / u for b, (r, u) in zip(sizes, self._norms, strict=True))
         shares = self._shares(sizes, weights, small)
+        # One example alone, the rest of an epoch, says nothing on noise.
+        if shares.size == 1:
+            return None
         small = shares.sums[0] / shares.size
         plain, penalised = (
             v / shares.unit**2 for v in self._gradient_norms(self.weight_decay * shares.unit)
@@ -228,7 +232,15 @@ class Probe(StepProbe):
                 "has a part that comes from no example (a penalty in the loss: use the optimiser's "
                 "weight_decay), or was clipped, or not zeroed before this step",
             )
-        watch.trial = bool(missed)
+        if missed & watch.demoted:
+            raise InputError(
+                "model",
+                type(self.model).__name__,
+                "makes examples depend on each other: run one by one, their gradients do not add "
+                "up to the batch's",
+            )
+        # One example cannot be mixed up with others: those to come are still to be checked.
+        watch.trial = bool(missed) or max(p.size for p in passes) == 1
         if missed:
             watch.demote(missed, "is used outside of the module that holds it")
         return not missed
@@ -252,11 +264,16 @@ class Probe(StepProbe):
         parameter = self._watch.parameters[pid]
         if parameter.grad is None or not parameter.requires_grad:
             return True
-        grad = strided(parameter.grad).to(torch.float64)
-        seen = torch.stack(parts).sum(0).to(torch.float64) if parts else torch.zeros_like(grad)
-        # Where examples cancel, rounding is that of the single ones.
-        spread = math.sqrt(sum(float(p.norms[pid].sum()) for p in passes if pid in p.norms))
-        return float((seen - grad).norm()) <= _TOLERANCE * (float(grad.norm()) + 1e-2 * spread)
+        grad = full(parameter.grad).to(torch.float64)
+        seen = sum((full(v).to(torch.float64) for v in parts), torch.zeros_like(grad))
+        # Where examples cancel, rounding is that of the single ones; and what is lost in the
+        # whole gradient is lost in its norm.
+        spread, whole = (
+            math.sqrt(sum(float(v.sum()) for p in passes for k, v in p.norms.items() if k in keys))
+            for keys in ({pid}, self._watch.parameters)
+        )
+        bound = _tolerance(passes) * (float(grad.norm()) + 1e-2 * spread)
+        return float((seen - grad).norm()) <= bound + _LOST * whole
 
     def _mixed_up(self, passes: list[Pass]) -> set[int]:
         """Parameters whose norms of the first examples differ when these are run by themselves."""
@@ -272,11 +289,16 @@ class Probe(StepProbe):
         except (ValueError, RuntimeError):
             self.notes.append("the model cannot be run for one example: its layout is not verified")
             return set()
-        found = set()
+        found, whole = set(), float(now.norms_squared().max().sqrt())
         for name, pid in names.items():
             exact = alone[name].reshape(rows.stop, -1).double().norm(dim=1)
-            seen = now.norms[pid][rows].double().sqrt()
-            bound = _TOLERANCE * (exact + 1e-2 * now.norms[pid].double().sqrt().max())
-            if bool(((seen - exact).abs() > bound).any()):
+            seen = now.norms[pid].double().sqrt()
+            bound = _tolerance(passes) * (exact + 1e-2 * seen.max()) + _LOST * whole
+            if bool(((seen[rows] - exact).abs() > bound).any()):
                 found.add(pid)
         return found
+
+
+def _tolerance(passes: list[Pass]) -> float:
+    """Of a gradient pieced together, in the precision that it came back in."""
+    return max(_TOLERANCE, 8 * max(p.rounding for p in passes))

@@ -252,7 +252,7 @@ def combine(
     7.742 [7.205, 8.688] examples
     """
     rows = list(steps)
-    require(len(rows) >= 1, "steps", 0, "needs at least one measured step")
+    require(len(rows) >= 1, "steps", 0, "needs a measured step, of at least 2 examples")
     one_of("sampling", sampling, SAMPLING_MODES)
     pairs = np.array([(r.gradient_norm_squared, r.noise_trace) for r in rows])
     bad = np.flatnonzero(~np.isfinite(pairs).all(axis=1))

@@ -22,6 +22,13 @@ Tensor = Any
 Module = Any
 nn = torch.nn
 F = torch.nn.functional
+HALF = (torch.float16, torch.bfloat16)
+
+
+def full(x: Tensor) -> Tensor:
+    """Dense, and not in half precision, where squares overflow and sums lose what is small."""
+    x = x.coalesce().to_dense() if x.is_sparse else x
+    return x.float() if x.dtype in HALF else x
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +222,8 @@ def group_norm(module: Module, x: Tensor, grad: Tensor) -> Uses:
 
 def batch_norm(module: Module, x: Tensor, grad: Tensor) -> Uses:
     """`nn.BatchNorm` in eval mode: a fixed scale for each channel."""
-    normalised = F.batch_norm(x, module.running_mean, module.running_var, eps=module.eps)
+    mean, variance = full(module.running_mean), full(module.running_var)
+    normalised = F.batch_norm(x, mean, variance, eps=module.eps)
     return _affine(_channels_last(normalised), _channels_last(grad), 1)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._torch import torch
+from .norms import full
 
 from torch.nn.attention import SDPBackend, sdpa_kernel  # isort: skip
 from torch.utils import _pytree as pytree  # isort: skip
@@ -32,6 +33,12 @@ class Call:
     leaves: tuple[Any, ...]
     spec: Any
     cotangents: list[Tensor | None]
+    precision: tuple[str, Any, bool]  # device, dtype and whether autocast was on
+
+    def as_it_was(self) -> Any:
+        """A context in which the module computes in the precision of the call."""
+        device, dtype, on = self.precision
+        return torch.autocast(device, dtype, enabled=on, cache_enabled=False)
 
 
 def record(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> tuple[Call, list[Any]]:
@@ -39,7 +46,10 @@ def record(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> tup
     leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
     kept = tuple(v.detach() if isinstance(v, torch.Tensor) else v for v in leaves)
     outputs = _tensors(output)
-    return Call(kept, spec, [None] * len(outputs)), outputs
+    device = next((v.device.type for v in outputs), "cpu")
+    on = torch.is_autocast_enabled(device)
+    precision = device, torch.get_autocast_dtype(device), on
+    return Call(kept, spec, [None] * len(outputs), precision), outputs
 
 
 def _tensors(tree: Any) -> list[Any]:
@@ -81,7 +91,8 @@ def gradients(
     one = torch.func.grad(scalar)
     leaves = [_rows(v, a, rows) for v, a in zip(call.leaves, axes, strict=True)]
     cotangents = [_rows(v, a, rows) for v, a in zip(call.cotangents, out_axes, strict=True)]
-    return _for_each(one, wanted, leaves, axes, cotangents, out_axes)
+    with call.as_it_was():
+        return _for_each(one, wanted, leaves, axes, cotangents, out_axes)
 
 
 def whole_gradient(module: Module, call: Call) -> dict[str, Tensor]:
@@ -92,7 +103,7 @@ def whole_gradient(module: Module, call: Call) -> dict[str, Tensor]:
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
     buffers = {n: v.clone() for n, v in module.named_buffers()}
     args, kwargs = pytree.tree_unflatten(call.leaves, call.spec)
-    with torch.random.fork_rng(), torch.enable_grad():
+    with torch.random.fork_rng(), torch.enable_grad(), call.as_it_was():
         outputs = _tensors(torch.func.functional_call(module, buffers, args, kwargs))
         pairs = [(o, c) for o, c in zip(outputs, call.cotangents, strict=True) if c is not None]
         ends, cotangents = ([v[k] for v in pairs] for k in (0, 1))
@@ -150,4 +161,4 @@ def _for_each(
             )
             for k in range(count)
         ]
-        return {name: torch.stack([g[name] for g in each]) for name in wanted}
+        return {name: torch.stack([full(g[name]) for g in each]) for name in wanted}

@@ -13,6 +13,7 @@ from ..errors import InputError, RunError, finite, one_of, whole
 from ._torch import torch
 from .checks import check_loss, check_model
 from .noise import SAMPLING_MODES, GradientNoise, StepNoise, combine
+from .norms import full
 
 Tensor = Any
 Module = Any
@@ -132,6 +133,11 @@ class StepProbe(ABC):
         """Whether the step under way is measured."""
         return self.steps % self.every == 0
 
+    @property
+    def known(self) -> bool:
+        """Whether a step has been measured, so that there is an answer."""
+        return len(self._rows) > 0
+
     def noise(self) -> GradientNoise:
         """The noise over the last `window` measured steps, with intervals.
 
@@ -204,12 +210,6 @@ def _with_parameters(model: Module) -> list[Module]:
     return [m for m in model.modules() if m is model or m._parameters]
 
 
-def strided(grad: Tensor) -> Tensor:
-    """A gradient as a dense tensor in which squares do not overflow."""
-    grad = grad.coalesce().to_dense() if grad.is_sparse else grad
-    return grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
-
-
 def norm_squared(tensors: list[Tensor]) -> float:
     """Squared norm of all tensors together."""
     return sum(v * v for v in torch.stack(torch._foreach_norm(tensors)).tolist())
@@ -241,7 +241,7 @@ def gradients(parameters: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
         There is no gradient.
     """
     pairs = [
-        (strided(p.grad), p.detach()) for p in parameters if p.grad is not None and p.requires_grad
+        (full(p.grad), p.detach()) for p in parameters if p.grad is not None and p.requires_grad
     ]
     if not pairs:
         raise RunError("no gradient: call step() after backward() and before zero_grad()")

@@ -57,7 +57,8 @@ def measured(
         # The rest of an epoch may be one micro-batch, which this probe has nothing to compare with.
         if not (isinstance(probe, AccumulationProbe) and micro_batches == 1):
             raise
-    return probe.noise() if probe.steps % (probe.every * probe.window) == 0 else None
+    due = probe.steps % (probe.every * probe.window) == 0
+    return probe.noise() if due and probe.known else None
 
 
 def unwrapped(model: Any) -> Any:
@@ -136,6 +137,12 @@ def limit(schedule: Schedule, unit: int, examples: int | None, what: str = LOADE
     InputError
         A size that the user wrote down is no multiple of `unit` or larger than the data.
     """
+    require(
+        "noise" not in schedule.needs or schedule.first >= 2,
+        "batch_size",
+        schedule.first,
+        f"must be at least 2: {schedule.name} follows the noise, of which one example says nothing",
+    )
     for size in schedule.listed:
         require(
             size % unit == 0,

@@ -21,6 +21,7 @@ from .norms import (
     Dense,
     Use,
     embedding,
+    full,
     layer_norm,
     linear,
     norms_squared,
@@ -36,7 +37,6 @@ _leaves = torch.utils._pytree.tree_leaves
 # Rules that do not care how many dimensions lie between the examples and the features.
 _ANY_SHAPE = (linear, embedding, layer_norm, rms_norm)
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(eq=False)
@@ -62,6 +62,7 @@ class Pass:
     norms: dict[int, Tensor] = field(default_factory=dict)  # parameter -> (m,) squared norms
     sums: dict[int, Tensor] = field(default_factory=dict)  # in a trial: the batch's gradient
     deferred: list[Callable[[], None]] = field(default_factory=list)
+    rounding: float = 0.0  # of the coarsest numbers that came back
     call: per_example.Call | None = None  # in a trial: the whole model's
     output_nodes: list[Any] = field(default_factory=list)
     returned: bool = False  # whether a gradient came back
@@ -71,6 +72,11 @@ class Pass:
     def rows(self) -> slice:
         """Places in the batch that are looked at."""
         return slice(None) if self.trial else self.chosen
+
+    def came_back(self, grad: Tensor) -> None:
+        """A gradient did."""
+        self.returned = True
+        self.rounding = max(self.rounding, torch.finfo(grad.dtype).eps)
 
     def norms_squared(self) -> Tensor:
         """Squared norm (m,) of each chosen example's part of the gradient, float64."""
@@ -98,10 +104,12 @@ class Watch:
         self.offset = 0
         self.passes: list[Pass] = []
         self.reasons: dict[str, str] = {}  # parameter -> why its gradients are run again
+        self.demoted: set[int] = set()  # of these, those for which the whole model is
         self.before: Callable[[], None] = lambda: None
         self.after: Callable[[], None] = lambda: None
         self._open: Pass | None = None
         self._busy = False
+        self._looked = self._left_over = False  # for gradients from before this step
         self._lost: list[tuple[Layer, str]] = []
         self._layers = self._layout()
         self._handles: list[Any] = []
@@ -160,6 +168,7 @@ class Watch:
 
     def demote(self, pids: set[int], why: str) -> None:
         """Run the whole model again for these parameters."""
+        self.demoted |= pids
         for layer in self._layers.values():
             layer.ids = {k: v for k, v in layer.ids.items() if v not in pids}
         names = {n: id(p) for n, p in self.model.named_parameters(remove_duplicate=False)}
@@ -268,7 +277,7 @@ class Watch:
     @staticmethod
     def _await(now: Pass, call: per_example.Call, outputs: list[Tensor]) -> None:
         def keep(k: int, grad: Tensor) -> None:
-            now.returned = True
+            now.came_back(grad)
             old = call.cotangents[k]
             call.cotangents[k] = grad if old is None else old + grad
 
@@ -298,7 +307,11 @@ class Watch:
         return -1 if several and x.shape[0] else None
 
     def _came_back(self, now: Pass, layer: Layer, x: Tensor, grad: Tensor) -> None:
-        now.returned = True
+        now.came_back(grad)
+        if not self._looked:
+            # The layer's own gradients are summed up after this: what is there is from before.
+            old = self.parameters[next(iter(layer.ids.values()))].grad
+            self._looked, self._left_over = True, old is not None and bool(full(old).any())
         axis = self._axis(x, now.size, layer)
         x, grad = (self._select(v, axis, now) for v in (x, grad))
         assert layer.rule is not None
@@ -313,8 +326,7 @@ class Watch:
             x = x.transpose(0, 1)
         elif axis == -1:
             x = x.reshape(now.size, -1, *x.shape[1:])
-        x = x[now.rows]
-        return x.float() if x.dtype in _HALF else x
+        return full(x[now.rows])
 
     def _seen_attention(
         self, layer: Layer, module: Module, args: Any, kwargs: Any, output: Any
@@ -331,7 +343,7 @@ class Watch:
         rows = now.rows
 
         def later(grad: Tensor) -> None:
-            now.returned = True
+            now.came_back(grad)
             now.deferred.append(
                 lambda: self._take(now, layer, attention.uses(module, call, grad, rows))
             )
@@ -359,7 +371,7 @@ class Watch:
         except ValueError as error:
             self._lost.append((layer, f"{layer.name or 'the model'}: {error}"))
             return
-        self._take(now, layer, {name: Dense(value) for name, value in found.items()})
+        self._take(now, layer, {name: Dense(full(value)) for name, value in found.items()})
 
     def _take(self, now: Pass, layer: Layer, uses: dict[str, Use]) -> None:
         for name, use in uses.items():
@@ -394,7 +406,10 @@ class Watch:
     def take(self) -> list[Pass] | None:
         """The passes since the last call, worked out; None if the layout had to change."""
         passes = [p for p in self.passes if p.returned]  # others were only looked at by the user
+        left_over, self._looked, self._left_over = self._left_over, False, False
         self.passes = []
+        if left_over:
+            raise ValueError("has gradients from before this step: call zero_grad() after each")
         if any(earlier.returned for p in passes for earlier in p.before):
             raise ValueError(
                 "is called twice before one backward: which calls belong to one example is not seen; "
