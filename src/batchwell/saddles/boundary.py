@@ -9,7 +9,7 @@ Overshoot of the chain: Siegmund, "Sequential Analysis" (1985), ch. 8.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,15 +34,21 @@ class Linearised:
         (d, d), of the drift and per unit of time.
     part
         Its unstable directions.
+    seed
+        (k, k) covariance of their seed.
     learning_rate, chain
         Length of an SGD step; whether the process moves by such steps.
+    pace
+        Growth per step over the drift's: ``log(1 + eta lambda) / (eta lambda)`` of the chain.
     """
 
     jacobian: Floats
     noise: Floats
     part: Unstable
+    seed: Floats
     learning_rate: float
     chain: bool
+    pace: float
 
 
 def spread(linear: Linearised, steps: float) -> tuple[Floats, Floats]:
@@ -55,15 +61,17 @@ def spread(linear: Linearised, steps: float) -> tuple[Floats, Floats]:
     product = np.outer(grown, grown)
     gone = 1 - product if linear.chain else -eta * np.add.outer(rates, rates)
     still = np.abs(gone) < 1e-9
-    kept = eta * noise / np.where(still, 1.0, gone)
-    kept[still] = 0.0
     unstable = rates.real > UNSTABLE
     both = np.outer(unstable, unstable)
-    with np.errstate(over="ignore"):
-        since = np.where(both, kept, kept * (1 - product**steps))
-    since = np.where(still, eta * steps * noise, since)
+    power = np.where(both, 1.0, product) ** steps
+    since = np.where(
+        still, eta * steps * noise, eta * noise * (1 - power) / np.where(still, 1.0, gone)
+    )
+    since = np.where(both, 0.0, since)
     stable = np.where(np.outer(~unstable, ~unstable), since, 0.0)
-    whole, held = ((right @ c @ right.T).real for c in (since, stable))
+    mixed, held = ((right @ c @ right.T).real for c in (since, stable))
+    basis = linear.part.basis
+    whole = mixed - basis @ linear.seed @ basis.T
     return 0.5 * (whole + whole.T), 0.5 * (held + held.T)
 
 
@@ -73,18 +81,26 @@ def noise_steps(
     """(SGD steps (m,) that noise adds to exits at `points` (m, d), share of spreads outside).
 
     A stable coordinate is held while the path leaves, as fresh noise keeps it up: its effect is averaged
-    over its law, however wide, and only the rest is of second order in C.
+    over its law, however wide, and only the rest is of second order in C. Along a single unstable
+    direction the seed's part is ``-s^2 log g / (2 v^2)``, v the speed per step there: it
+    holds for a drift that is not linear too.
     """
     covariance, held = spread(linear, steps)
-    unstable = linear.part.basis @ linear.part.flow @ linear.part.dual
-    local = jax.jit(jax.vmap(lambda p: _at(domain.level, drift, p)))
+    part, single = linear.part, linear.part.basis.shape[1] == 1
+    unstable = linear.pace * (part.basis @ part.dual @ linear.jacobian)
+    jacobian = jnp.asarray(linear.jacobian)
+    moving = drift if single else lambda p: jacobian @ (p - x)
+    along = part.basis @ linear.seed @ part.basis.T
+    log_growth = linear.pace * float(np.trace(part.flow)) if single else 0.0
     out = []
-    for p, n, bend, b, jacobian in zip(points, *map(np.asarray, local(points)), strict=True):
-        second = _half_curvature(n, bend, b, jacobian.T @ n, n @ jacobian @ b, covariance)
+    local = jax.jit(jax.vmap(lambda p: _at(domain.level, lambda q: linear.pace * moving(q), p)))
+    for p, n, bend, b, slope in zip(points, *map(np.asarray, local(points)), strict=True):
+        tensor = covariance + along if single else covariance
+        second = _half_curvature(n, bend, b, slope.T @ n, n @ slope @ b, tensor)
         straight = unstable @ (p - x)
-        drawn = n @ unstable @ straight
-        out.append(second - _half_curvature(n, bend, straight, 0 * n, drawn, held))
-    times, outside = _held(linear.part, points, x, domain, held)
+        second -= _half_curvature(n, bend, straight, 0 * n, n @ unstable @ straight, held)
+        out.append(second - 0.5 * log_growth * float(n @ along @ n) / float(n @ b) ** 2)
+    times, outside = _held(replace(part, flow=linear.pace * part.flow), points, x, domain, held)
     return (np.array(out) + times) / linear.learning_rate, outside
 
 
@@ -135,9 +151,10 @@ def overshoot_steps(
     drift: Any, tensor: Any, points: Floats, domain: Domain, learning_rate: float
 ) -> Floats:
     """SGD steps (m,) by which the chain's overshoot delays what leaves at `points` (m, d)."""
+    level: Any = domain.level
 
     def one(p: Any) -> Any:
-        n = jax.grad(domain.level)(p)
+        n = jax.grad(level)(p)
         return n @ drift(p), n @ tensor(p) @ n
 
     speeds, noise = map(np.asarray, jax.jit(jax.vmap(one))(jnp.asarray(points)))

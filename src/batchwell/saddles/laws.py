@@ -34,6 +34,7 @@ from .noiseless import is_linear, leaving, straightened
 from .outcome import SaddleExit, moments
 
 Floats = NDArray[np.float64]
+SIDES = np.array([[1.0], [-1.0]])
 # Seeds that are followed through a drift that is not linear, from where over the boundary's distance.
 CURVED, NEAR_SADDLE = 1024, 1e-3
 SECOND_ORDER = (
@@ -43,12 +44,11 @@ SECOND_ORDER = (
 
 
 def law_of(process: Process, x: np.ndarray, begin: np.ndarray, domain: Domain) -> SaddleExit:
+    """The law for a start `begin` (d,) near the saddle x (d,)."""
     drift, tensor = _flow_and_noise(process)
-    jacobian = drift_jacobian(process, x)
-    at_saddle = _noise(process, x)
+    jacobian, at_saddle = drift_jacobian(process, x), np.asarray(tensor(jnp.asarray(x)))
     part = unstable_part(jacobian)
     chain, eta = isinstance(process, SGD), process.learning_rate
-    linear = Linearised(jacobian, at_saddle, part, eta, chain)
     rates = np.linalg.eigvals(jacobian)
     rates = rates[np.argsort(-rates.real)]
     spiral = bool(abs(rates[0].imag) > 1e-9 * abs(rates[0]))
@@ -57,14 +57,10 @@ def law_of(process: Process, x: np.ndarray, begin: np.ndarray, domain: Domain) -
     direction = part.basis[:, 0]
     sign = np.sign(direction[np.argmax(np.abs(direction))])
     direction, left = sign * direction, sign * part.dual[0]
-    noise = float(left @ at_saddle @ left)
-    lam = float(unstable[0])
+    noise, lam = float(left @ at_saddle @ left), float(unstable[0])
     distance = (_reach(domain, x, direction), _reach(domain, x, -direction))
-    # Seed: x_k / g^k tends to start + N(0, s^2); the sum of the steps' noise is geometric.
-    growth = 1 + eta * lam
-    log_growth = math.log(growth) if chain else eta * lam
-    variance = eta * noise / (growth**2 - 1) if chain else noise / (2 * lam)
-    offset = float(left @ (begin - x))
+    log_growth, variance, kept = _grown(process, lam, noise)
+    offset = kept * float(left @ (begin - x))
     extra: tuple[str, ...] = ()
     if noise <= NO_NOISE * max(float(np.trace(at_saddle)), 1e-300):
         push, variance = second_order_seed(drift, tensor, x, left, lam)
@@ -87,46 +83,77 @@ def law_of(process: Process, x: np.ndarray, begin: np.ndarray, domain: Domain) -
         (*extra, *_notes(process, unstable, noise, distance, lam, spiral)),
         chain,
     )
+    linear = Linearised(
+        jacobian, at_saddle, part, np.array([[variance]]), eta, chain, log_growth / (eta * lam)
+    )
     aside = begin - x - part.basis @ (part.dual @ (begin - x))
-    off = float(np.linalg.norm(aside)) > 1e-9 * (1 + float(np.linalg.norm(x)))
+    small = 1e-9 * (1 + np.linalg.norm(x))
+    straight = is_linear(process)
+    off = np.linalg.norm(aside if straight else begin - x) > small
     if (spiral or len(unstable) > 1 or off) and not extra:
-        return _along_several(process, x, begin, domain, linear, out)
-    return _along_one(process, x, domain, linear, out)
+        return _along_several(
+            process, x, aside, domain, linear, out, straight, kept * (part.dual @ (begin - x))
+        )
+    return _along_one(process, x, domain, linear, out, straight)
+
+
+def _grown(process: Process, lam: float, noise: float) -> tuple[float, float, float]:
+    """(log growth per step, variance of the seed, share of an offset that grows) for rate `lam`.
+
+    ``x_k / g^k`` tends to start + N(0, s^2): the sum of the steps' noise is geometric. With momentum g is
+    the larger root of ``g^2 - (1 + mu + eta h) g + mu = 0`` (h the loss's own curvature), and what
+    grows is ``x_k - (mu / g) x_{k-1}``, of which the unstable direction has ``1 - mu / g^2``.
+    """
+    eta = process.learning_rate
+    if not isinstance(process, SGD):
+        return eta * lam, noise / (2 * lam), 1.0
+    mu = process.momentum
+    middle = 0.5 * (1 + mu + eta * lam * (1 - mu))
+    g = middle + math.sqrt(middle**2 - mu)
+    own = 1 - mu / g**2
+    return math.log(g), eta * noise * (1 - mu) ** 2 / (g**2 - 1) / own**2, (1 - mu / g) / own
 
 
 def _along_one(
-    process: Process, x: np.ndarray, domain: Domain, linear: Linearised, law: SaddleExit
+    process: Process,
+    x: np.ndarray,
+    domain: Domain,
+    linear: Linearised,
+    law: SaddleExit,
+    straight: bool,
 ) -> SaddleExit:
     """The law where one coordinate grows: two ways out, along the unstable manifold."""
-    sides = np.array([[1.0], [-1.0]])
-    if is_linear(process):
-        reach = law.distance
-        ends = x + sides * np.where(np.isfinite(reach), reach, 0.0)[:, None] * law.direction
+    lengths = [r for r in law.distance if math.isfinite(r)]
+    if straight:
+        ends = (
+            x
+            + SIDES * np.where(np.isfinite(law.distance), law.distance, 0)[:, None] * law.direction
+        )
         where = "must have a boundary along the unstable direction"
     else:
-        lengths = [r for r in law.distance if math.isfinite(r)]
         scale = min(lengths) if lengths else 1.0 + float(np.linalg.norm(x))
-        reach, ends = straightened(process, x, law.direction, domain, scale, law.log_growth)
+        rate = float(law.growth[0])
+        reach, ends = straightened(process, x, law.direction, domain, scale, law.log_growth, rate)
+        law = replace(law, reach=reach)
         where = (
             f"must be left by the noiseless flow off the saddle, which stays inside near {ends[0]} and "
             f"{ends[1]}: use mean_exit_time from there"
         )
-    require(math.isfinite(min(reach)), "domain", domain.name, where)
+    require(math.isfinite(min(law.reach)), "domain", domain.name, where)
     up = float(ndtr(law.offset / law.seed_std))
-    chances, leave = np.array([up, 1 - up]), np.isfinite(reach)
-    guess = (math.log(max(min(reach) / law.seed_std, 1.0)) + 0.635) / law.log_growth
+    chances, leave = np.array([up, 1 - up]), np.isfinite(law.reach)
+    guess = (math.log(max(min(law.reach) / law.seed_std, 1.0)) + 0.635) / law.log_growth
     delays, notes = _delays(process, linear, x, ends[leave], domain, guess)
     share = chances[leave] / max(float(chances[leave].sum()), 1e-300)
-    law = replace(law, reach=reach, shift=float(share @ delays), notes=law.notes + notes)
+    law = replace(law, shift=float(share @ delays), notes=law.notes + notes)
     lost = float(chances[~leave].sum())
-    mean, spread, side = moments(law)
     if lost > 1e-12:
-        mean = spread = math.inf
         said = (
             f"with chance {lost:.3g} the noiseless flow goes where it stays inside: `survival` tells "
             "when the others leave"
         )
-        law = replace(law, notes=(*law.notes, said))
+        return replace(law, mean=math.inf, variance=math.inf, side=up, notes=(*law.notes, said))
+    mean, spread, side = moments(law)
     return replace(law, mean=mean, variance=spread, side=side)
 
 
@@ -141,8 +168,16 @@ def _delays(
     """(SGD steps (m,) that noise and overshoot add at exit points `ends` (m, d), notes)."""
     drift, tensor = _flow_and_noise(process)
     added, outside = noise_steps(linear, drift, x, ends, domain, steps)
-    if linear.chain:
-        added = added + overshoot_steps(drift, tensor, ends, domain, process.learning_rate)
+    if isinstance(process, SGD):
+        rate = linear.learning_rate * float(np.linalg.eigvals(linear.jacobian).real.max())
+        stretch, own = math.expm1(linear.pace * rate) / rate, (1 - process.momentum) ** 2
+        added = added + overshoot_steps(
+            lambda y: stretch * drift(y),
+            lambda y: own * tensor(y),
+            ends,
+            domain,
+            process.learning_rate,
+        )
     if outside < 0.01:
         return added, ()
     return added, (
@@ -153,29 +188,35 @@ def _delays(
 def _along_several(
     process: Process,
     x: np.ndarray,
-    begin: np.ndarray,
+    aside: np.ndarray,
     domain: Domain,
     linear: Linearised,
     law: SaddleExit,
+    straight: bool,
+    centre: np.ndarray,
 ) -> SaddleExit:
     """The law where several coordinates move: an average over seeds.
 
-    Several that grow, a spiral, or a start off the unstable directions, whose way back is followed.
+    Several that grow, a spiral, or a start off the saddle: `centre` (k,) along the unstable directions and
+    `aside` (d,) off them.
+    Noise to come is taken as there from the start, and the noiseless motion followed from then on.
     """
-    eta, part = linear.learning_rate, linear.part
-    covariance = seed_covariance(part, linear.noise, eta if law.chain else None)
-    centre = part.dual @ (begin - x)
-    aside = begin - x - part.basis @ centre
-    seeds, flow = net_of_seeds(covariance, centre), linear.jacobian
-    if law.chain:  # x_k = x + (1 + eta J)^k (aside + basis Z)
-        flow = np.asarray(logm(np.eye(len(flow)) + eta * flow).real) / eta
+    eta, part, flow = linear.learning_rate, linear.part, linear.jacobian
+    if len(centre) > 1:
+        seed = seed_covariance(part, linear.noise, eta if law.chain else None)
+        linear = replace(linear, seed=seed, pace=1.0)
+        if law.chain:  # x_k = x + (1 + eta J)^k (aside + basis Z)
+            flow = np.asarray(logm(np.eye(len(flow)) + eta * flow).real) / eta
+    else:
+        flow = linear.pace * flow
     part = replace(part, flow=part.dual @ flow @ part.basis)
-    if is_linear(process) or np.any(aside):
+    seeds = net_of_seeds(linear.seed, centre)
+    if straight:
         whole = aside + seeds @ part.basis.T
         times, points = exit_times(flow, np.eye(len(flow)), whole, x, domain)
         steps = times / eta
     else:
-        steps, points = _curved(process, part, seeds, x, domain, law)
+        steps, points = _curved(process, part, seeds, x, aside, domain, law)
     require(
         bool(np.all(np.isfinite(steps))),
         "domain",
@@ -204,28 +245,21 @@ def _curved(
     part: Unstable,
     seeds: np.ndarray,
     x: np.ndarray,
+    aside: np.ndarray,
     domain: Domain,
     law: SaddleExit,
 ) -> tuple[Floats, Floats]:
     """(steps, points) of `CURVED` of the `seeds`: the noiseless motion from close to the saddle."""
     seeds = seeds[:CURVED]
-    sizes = np.linalg.norm(seeds @ part.basis.T, axis=1)
+    begun = aside + seeds @ part.basis.T
     near = NEAR_SADDLE * min(law.distance)
     before, starts = exit_times(part.flow, part.basis, seeds, x, ball(x, near))
-    far = sizes >= near
-    before, starts = (
-        np.where(far, 0.0, before),
-        np.where(far[:, None], x + seeds @ part.basis.T, starts),
-    )
-    eta, slowest = process.learning_rate, process.learning_rate * float(law.growth.min())
-    growth = math.log1p(slowest) if law.chain else slowest
-    steps, points = leaving(process, starts, domain, growth)
+    far = np.linalg.norm(begun, axis=1) >= near
+    before, starts = np.where(far, 0.0, before), np.where(far[:, None], x + begun, starts)
+    eta, slowest = process.learning_rate, float(law.growth.min())
+    growth = _grown(process, slowest, 0.0)[0]
+    steps, points = leaving(process, starts, domain, growth, slowest)
     return before / eta + steps, points
-
-
-def _noise(process: Process, x: np.ndarray) -> np.ndarray:
-    """Noise tensor per unit of time (d, d) at x."""
-    return np.asarray(_flow_and_noise(process)[1](jnp.asarray(x)))
 
 
 def _flow_and_noise(process: Process) -> tuple[Any, Any]:
@@ -271,6 +305,8 @@ def _notes(
         notes.append(f"index {len(unstable)}, rates {rates}: all unstable directions count")
     if isinstance(process, SGD):
         notes.append("chain's own constant: overshoot of Gaussian steps")
-        if process.momentum:
+        if process.momentum and len(unstable) > 1:
             notes.append("momentum enters as in the limit of small learning rates")
+        elif process.momentum:
+            notes.append("growth and seed of steps with momentum; their overshoot is approximate")
     return tuple(notes)

@@ -36,11 +36,17 @@ def is_linear(process: Process) -> bool:
 
 
 def straightened(
-    process: Process, x: Floats, direction: Floats, domain: Domain, scale: float, growth: float
+    process: Process,
+    x: Floats,
+    direction: Floats,
+    domain: Domain,
+    scale: float,
+    growth: float,
+    rate: float,
 ) -> tuple[tuple[float, float], Floats]:
     """(reach, points (2, d)) of the two branches of the unstable manifold along +-`direction` (d,).
 
-    A reach is the distance at which linear growth, of log `growth` a step, would leave when the motion
+    A reach is the distance at which linear growth, of log `growth` a step and `rate` per time, would leave when the motion
     does; inf for a branch that stays inside. The points are where they leave, or rest.
     `scale` is a length of the domain.
     """
@@ -48,7 +54,7 @@ def straightened(
     sides = np.array([1.0, -1.0])
     sizes = near * np.exp(growth * phases)
     starts = x + (sides[:, None] * sizes).reshape(-1, 1) * direction
-    steps, points = leaving(process, starts, domain, growth)
+    steps, points = leaving(process, starts, domain, growth, rate)
     steps = steps.reshape(2, PHASES) + phases
     with np.errstate(over="ignore"):
         reach = near * np.exp(growth * steps.mean(axis=1))
@@ -56,16 +62,18 @@ def straightened(
 
 
 def leaving(
-    process: Process, starts: Floats, domain: Domain, growth: float
+    process: Process, starts: Floats, domain: Domain, growth: float, rate: float
 ) -> tuple[Floats, Floats]:
     """(SGD steps (m,), points (m, d)) at which the noiseless motion from `starts` leaves.
 
     Steps are inf, and points where it has come to, if it stays inside for 300 growth times; `growth` is
-    the slowest log growth a step. SGD moves by whole steps, its last one shared out by the level.
+    the slowest log growth a step, `rate` that of the drift. SGD moves by whole steps, its last one
+    shared out by the level; momentum enters by steps that grow as its own do.
     """
     if isinstance(process, SGD):
         source: StochasticLoss | Diffusion = process.loss
-        pace, per_step = process.learning_rate / (1.0 - process.momentum), 1.0
+        # The loss's own curvature along the slowest direction is rate (1 - mu).
+        pace, per_step = math.expm1(growth) / (rate * (1.0 - process.momentum)), 1.0
     else:
         source, eta = process, process.learning_rate
         rates = np.linalg.eigvals(np.asarray(jax.jacfwd(process.drift)(jnp.asarray(starts[0]))))
