@@ -1,22 +1,39 @@
-"""Goals of the exit methods, single thread: actions, splitting, laws.
+"""Goals of the exit methods, on one thread: least actions, rare chances, sharp laws.
 
-Run: ``PYTHONPATH=src XLA_FLAGS="--xla_cpu_multi_thread_eigen=false" OMP_NUM_THREADS=1 python
-benchmarks/exits.py``. Times are of the second call: compiling is paid once per problem.
+Run all or some: ``python benchmarks/exits.py [rare plane ...]``. Seconds are CPU time of a later
+call, or of the only one where sampling itself is what takes long: compiling is paid once per problem. The
+error is that of an action or a time where the exact one is known, else the relative standard error.
 """
 
+# ruff: noqa: E402  (thread counts must be set before numpy is loaded)
 from __future__ import annotations
 
-import json
+import timing
+
+timing.one_thread()
+
+import math
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from batchwell import SGD, additive, ball, diffusion, diffusion_approximation, half_space
+from batchwell import SGD, Estimate, additive, ball, diffusion, diffusion_approximation, half_space
 from batchwell._jax import jnp
-from batchwell.action import instantons, string_action
+from batchwell.action import hamiltonian, instantons, string_action
+from batchwell.action import ritz as engine
 from batchwell.exits import mean_exit_time
-from timing import best, spent
+from batchwell.problems.real import breast_cancer_logistic
+
+Row = tuple[str, float, float, float, float]  # of `timing.line`
+
+
+def later(task: Callable[[], Any]) -> tuple[float, Any]:
+    """(best CPU seconds of three calls after a first one, answer)."""
+    _, seconds, answer = timing.best(task, 3, time.process_time)
+    return seconds, answer
 
 
 def maier_stein(beta: float, eps: float = 1.0) -> Any:
@@ -28,41 +45,27 @@ def maier_stein(beta: float, eps: float = 1.0) -> Any:
     )
 
 
-def ritz() -> dict[str, Any]:
-    """Chebyshev-Ritz on Maier-Stein; goal 50 ms to 1e-10."""
-    from batchwell.action import hamiltonian
-    from batchwell.action import ritz as engine
-
+def ritz() -> Row:
+    """Chebyshev-Ritz on Maier-Stein."""
     x0, x1 = np.array([-1.0, 0.0]), np.zeros(2)
     least = min(f.action for f in instantons(maier_stein(10.0), x0, x1, order=40, starts=4))
     p = engine.problem(hamiltonian(maier_stein(10.0)), 24, 56, None)
     u = np.zeros((24, 2))
     u[0, 1] = 0.5
-    first, later, found = best(lambda: engine.minimise(p, x0, x1, u.ravel()), 3)
-    return {
-        "first_s": first,
-        "s": later,
-        "error": abs(found.action - least),
-        "goal": "0.05 s, 1e-10",
-    }
+    seconds, found = later(lambda: engine.minimise(p, x0, x1, u.ravel()))
+    return "Chebyshev-Ritz, Maier-Stein", seconds, 0.05, abs(found.action - least), 1e-10
 
 
-def string() -> dict[str, Any]:
-    """Geometric minimum action on Maier-Stein; goal 10 ms to 1e-6."""
+def string() -> Row:
+    """Geometric minimum action on Maier-Stein."""
     process = maier_stein(10.0)
-    first, later, out = best(
-        lambda: string_action(process, [-1.0, 0.0], [0.0, 0.0], points=65, tolerance=1e-5), 3
-    )
-    return {
-        "first_s": first,
-        "s": later,
-        "error": abs(out.action - 0.3400414034),
-        "goal": "0.01 s, 1e-6",
-    }
+    ends = [-1.0, 0.0], [0.0, 0.0]
+    seconds, out = later(lambda: string_action(process, *ends, points=65, tolerance=1e-5))
+    return "geometric action, Maier-Stein", seconds, 0.01, abs(out.action - 0.3400414034), 1e-6
 
 
-def thousand() -> dict[str, Any]:
-    """d = 1000, coupled wells; goal 1 s to 1e-6 (exact V: twice the barrier)."""
+def thousand() -> Row:
+    """Coupled wells; the exact V is twice the barrier."""
     d = 1000
 
     def drift(x: Any) -> Any:
@@ -70,36 +73,47 @@ def thousand() -> dict[str, Any]:
         return x - x**3 + 20.0 * (left + right - 2 * x)
 
     process = diffusion(drift, lambda x: jnp.eye(d), d)
-    task = lambda: instantons(process, -np.ones(d), np.zeros(d), order=6, starts=1)[0]  # noqa: E731
-    first, later, out = best(task, 3)
-    return {
-        "first_s": first,
-        "s": later,
-        "error": abs(out.action / (0.5 * d) - 1),
-        "goal": "1 s, 1e-6",
-    }
+    ends = -np.ones(d), np.zeros(d)
+    seconds, out = later(lambda: instantons(process, *ends, order=6, starts=1)[0])
+    return "coupled wells, d = 1000", seconds, 1.0, abs(out.action / (0.5 * d) - 1), 1e-6
 
 
-def rare() -> dict[str, Any]:
-    """Chance near 1e-20 of the Gaussian chain by splitting; goal 5 % in 10 s."""
-    sgd, where = SGD(additive(lambda x: x @ x / 2), 0.0205), ball([0.0], 1.0)
-    exact = mean_exit_time(sgd, [0.0], where, "law").value
+def bowl() -> tuple[SGD, Any]:
+    """Gaussian chain that a departure gets out of with a chance near 1e-20."""
+    return SGD(additive(lambda x: x @ x / 2), 0.0205), ball([0.0], 1.0)
+
+
+def scatter(out: Estimate) -> float:
+    """Relative standard error."""
+    return out.stderr / out.value
+
+
+def rare() -> Row:
+    """The chain's chance near 1e-20 by splitting."""
+    sgd, where = bowl()
     score = lambda x: jnp.sum(x**2)  # noqa: E731
     options = {"particles": 4096, "replicas": 32, "score": score, "threads": 1}
     mean_exit_time(sgd, [0.0], where, "splitting", **{**options, "particles": 64, "replicas": 2})
-    seconds, out = spent(lambda: mean_exit_time(sgd, [0.0], where, "splitting", **options))
-    return {
-        "cpu_s": seconds,
-        "stderr": out.stderr / out.value,
-        "ratio": out.value / exact,
-        "steps": exact,
-        "notes": out.notes[0],
-        "goal": "10 s at 0.05",
-    }
+    seconds, out = timing.spent(lambda: mean_exit_time(sgd, [0.0], where, "splitting", **options))
+    return f"splitting, {_from_exact(out)}", seconds, 10.0, scatter(out), 0.05
 
 
-def plane() -> dict[str, Any]:
-    """Chance near 7e-9 in 2-D with the committor as score; goal 2 s."""
+def tilted() -> Row:
+    """The same chance by importance sampling."""
+    sgd, where = bowl()
+    options = {"particles": 1024, "replicas": 8, "threads": 1}
+    seconds, out = timing.spent(lambda: mean_exit_time(sgd, [0.0], where, "importance", **options))
+    return f"importance, {_from_exact(out)}", seconds, 10.0, scatter(out), 0.05
+
+
+def _from_exact(out: Estimate) -> str:
+    sgd, where = bowl()
+    exact = mean_exit_time(sgd, [0.0], where, "law").value
+    return f"{exact:.2g} steps, {(out.value - exact) / out.stderr:+.1f} se off"
+
+
+def plane() -> Row:
+    """Chance near 7e-9 in 2-D with the committor as score."""
 
     def well(x: Any) -> Any:
         return (x[0] ** 2 - 1) ** 2 / 4 + x[1] ** 2 * (0.6 + 0.4 * x[0])
@@ -107,67 +121,38 @@ def plane() -> dict[str, Any]:
     sgd, where = SGD(additive(well, dim=2), 0.0285), half_space([1.0, 0.0], 0.8)
     options = {"particles": 1024, "replicas": 8, "threads": 1}
     mean_exit_time(sgd, [-1.0, 0.0], where, "splitting", **{**options, "particles": 64})
-    seconds, out = spent(lambda: mean_exit_time(sgd, [-1.0, 0.0], where, "splitting", **options))
-    return {
-        "cpu_s": seconds,
-        "stderr": out.stderr / out.value,
-        "notes": out.notes[0],
-        "goal": "2 s",
-    }
+    task = lambda: mean_exit_time(sgd, [-1.0, 0.0], where, "splitting", **options)  # noqa: E731
+    seconds, out = timing.spent(task)
+    return "splitting, 2-D, chance 7e-9", seconds, 2.0, scatter(out), 0.1
 
 
-def cancer() -> dict[str, Any]:
-    """Chance near 1e-12 of the breast_cancer chain in d = 6; goal 10 % in 60 s."""
-    from batchwell.problems.real import breast_cancer_logistic
-
+def cancer() -> Row:
+    """Chance near 1e-12 of the breast_cancer chain in d = 6, finite data."""
     found = breast_cancer_logistic(5)
     sgd = SGD(found.loss, 0.2, 13)
     options = {"particles": 1024, "replicas": 24, "threads": 1, "precision": "float32"}
-    seconds, out = spent(
-        lambda: mean_exit_time(sgd, found.start, found.domain, "splitting", **options)
-    )
-    return {
-        "cpu_s": seconds,
-        "stderr": out.stderr / out.value,
-        "notes": out.notes[0],
-        "goal": "60 s at 0.1",
-    }
+    task = lambda: mean_exit_time(sgd, found.start, found.domain, "splitting", **options)  # noqa: E731
+    seconds, out = timing.spent(task)
+    return "splitting, breast_cancer d = 6, 1e-12", seconds, 60.0, scatter(out), 0.1
 
 
-def tilted() -> dict[str, Any]:
-    """The same chance by importance sampling (Gaussian noise only)."""
-    sgd, where = SGD(additive(lambda x: x @ x / 2), 0.0205), ball([0.0], 1.0)
-    exact = mean_exit_time(sgd, [0.0], where, "law").value
-    options = {"particles": 1024, "replicas": 8, "threads": 1}
-    seconds, out = spent(lambda: mean_exit_time(sgd, [0.0], where, "importance", **options))
-    return {
-        "cpu_s": seconds,
-        "stderr": out.stderr / out.value,
-        "ratio": out.value / exact,
-        "goal": "10 s at 0.05",
-    }
-
-
-def sharp() -> dict[str, Any]:
-    """Sharp law against the generator on the double well, eps = .05."""
+def sharp() -> Row:
+    """Sharp law against the generator on the double well, eps = .05: the next order is 3/4 eps."""
     process = diffusion_approximation(SGD(additive(lambda x: (x @ x - 1) ** 2 / 4), 0.05))
-    first, later, out = best(
-        lambda: mean_exit_time(process, [-1.0], half_space([1.0], 1.0), "sharp"), 3
-    )
-    return {"first_s": first, "s": later, "ratio": out.value * 0.05 / 102108.3655, "goal": "-"}
+    wells = half_space([1.0], 1.0)
+    seconds, out = later(lambda: mean_exit_time(process, [-1.0], wells, "sharp"))
+    error = abs(out.value * 0.05 / 102108.3655 - 1)
+    return "Eyring-Kramers, double well", seconds, math.inf, error, 0.05
 
 
-TASKS = {
-    "ritz": ritz,
-    "string": string,
-    "thousand": thousand,
-    "rare": rare,
-    "plane": plane,
-    "cancer": cancer,
-    "tilted": tilted,
-    "sharp": sharp,
-}
+TASKS = (ritz, string, thousand, sharp, rare, tilted, plane, cancer)
+
+
+def main() -> None:
+    for task in TASKS:
+        if not sys.argv[1:] or task.__name__ in sys.argv[1:]:
+            timing.line(*task())
+
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or TASKS:
-        print(json.dumps({"task": name, **TASKS[name]()}, default=str), flush=True)
+    main()

@@ -8,11 +8,9 @@ compilation of the loss is not counted, building the operator is.
 # ruff: noqa: E402  (thread counts must be set before numpy is loaded)
 from __future__ import annotations
 
-import os
+import timing
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ[_name] = "1"
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+timing.one_thread()
 
 import argparse
 import resource
@@ -22,10 +20,10 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-import timing
 from batchwell import SGD, additive, ball, diffusion
 from batchwell.law import exit_time, exit_time_map, generator, transfer_operator
 
+line = timing.line
 REFLECT = ("reflecting", "reflecting")
 
 
@@ -33,15 +31,6 @@ def best(task: Callable[[], float], runs: int = 5) -> tuple[float, float]:
     """Answer and shortest time of `task` after one warm-up."""
     _, seconds, answer = timing.best(task, runs, time.process_time)
     return answer, seconds
-
-
-def line(name: str, seconds: float, goal: float, error: float, allowed: float) -> None:
-    """One row of the table."""
-    verdict = "ok" if seconds <= goal and error <= allowed else "MISSED"
-    print(
-        f"{name:42s} {seconds * 1e3:9.1f} ms (goal {goal * 1e3:7.0f})   "
-        f"error {error:8.1e} (goal {allowed:.0e})   {verdict}"
-    )
 
 
 def chain_1d() -> None:
@@ -120,7 +109,7 @@ def generator_3d(cells: int) -> None:
     print(f"{'':42s} peak memory {peak:.2f} GiB (goal 8)")
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--heavy", action="store_true", help="64^3 instead of 32^3 in 3-D")
     heavy = parser.parse_args().heavy
@@ -129,3 +118,7 @@ if __name__ == "__main__":
     chain_2d()
     generator_2d()
     generator_3d(64 if heavy else 32)
+
+
+if __name__ == "__main__":
+    main()

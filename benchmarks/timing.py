@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -37,3 +38,20 @@ def best(
     """(first call, best of later calls, answer), in seconds."""
     first, answer = spent(work, clock)
     return first, min(spent(work, clock)[0] for _ in range(runs)), answer
+
+
+def one_thread() -> None:
+    """Hold every library to one thread. To be called before numpy is imported."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[name] = "1"
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+
+
+def line(name: str, seconds: float, goal: float, error: float, allowed: float) -> None:
+    """One row of a table: seconds and error beside their goals; what has no goal has infinity."""
+    verdict = "ok" if seconds <= goal and error <= allowed else "MISSED"
+    print(
+        f"{name:42s} {seconds * 1e3:9.1f} ms (goal {goal * 1e3:7.0f})   "
+        f"error {error:8.1e} (goal {allowed:.0e})   {verdict}",
+        flush=True,
+    )

@@ -80,7 +80,7 @@ def direct(
         exits = watch(horizon, paths)
     else:
         budget = max_path_steps or min(PATH_STEPS, WORK / step_work(process, watched, substeps))
-        exits = _growing(watch, paths, budget)
+        exits = growing(watch, paths, budget)
     events, count = int(exits.observed.sum()), len(exits.steps)
     out = censored_mean(exits.steps, exits.observed, "steps", "direct simulation")
     if events < MIN_EVENTS:
@@ -110,10 +110,16 @@ def _from_basin(
     return exits.mean()
 
 
-def _growing(
-    watch: Callable[[int, int], FirstExits], paths: int, max_path_steps: float
+def growing(
+    watch: Callable[[int, int], FirstExits],
+    paths: int,
+    max_path_steps: float,
+    share: float = 0.9,
 ) -> FirstExits:
-    """Longer and longer watching: keyed streams make each run the continuation of the last."""
+    """Longer and longer watching, until a `share` has left or the budget is spent.
+
+    Keyed streams make each run the continuation of the last.
+    """
     limit = FIRST_HORIZON
     if paths > PILOT and paths * limit > max_path_steps:
         pilot = watch(limit, PILOT)
@@ -125,7 +131,7 @@ def _growing(
         paths = min(paths, max(PILOT, worth))
     while True:
         exits = watch(limit, paths)
-        enough = exits.observed.mean() >= 0.9
+        enough = exits.observed.mean() >= share
         if enough or 4 * limit * paths > max_path_steps:
             return exits
         limit *= 4

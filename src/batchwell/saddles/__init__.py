@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from .boundary import mean_overshoot
 from .exact import exact_quantile, exact_survival
-from .exit import SaddleExit, mean_overshoot, saddle_exit
+from .exit import saddle_exit
 from .many import EscapeLaws, SaddleSequence, batch_size_law, escape_laws, saddle_sequence
+from .outcome import SaddleExit
 from .simulated import exit_sides
 
 __all__ = [

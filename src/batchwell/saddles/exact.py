@@ -11,7 +11,7 @@ from ..dynamics import SGD
 from ..errors import require, whole
 from ..law import transfer_operator
 from ..loss import additive
-from .exit import SaddleExit
+from .outcome import SaddleExit
 
 Floats = NDArray[np.float64]
 # Survival below which the rest of the law is left out.
@@ -23,7 +23,7 @@ def exact_survival(law: SaddleExit, most: int = 100_000) -> Floats:
 
     The law of SGD's unstable coordinate, propagated by its transfer operator between the two ends:
     what `SaddleExit.survival`, a limit law of Gumbel's type, tends to for small learning rates.
-    The sum of the entries is the mean exit time.
+    The sum of the entries is the mean exit time. A drift that is not linear enters by `SaddleExit.reach`.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def exact_survival(law: SaddleExit, most: int = 100_000) -> Floats:
     # y' = (1 + rate) y + noise, written as SGD of -y^2/2 at learning rate `rate`.
     size = law.seed_std * math.sqrt((1 + rate) ** 2 - 1)
     chain = SGD(additive(lambda y: -0.5 * (y @ y), scale=size / rate), rate)
-    up, down = law.distance
+    up, down = law.reach
     op = transfer_operator(chain, (-down, up), include=(law.offset,))
     row, _ = op.row(np.array([[law.offset]]))
     mass, out = np.asarray(row, dtype=np.float64)[0], [1.0]

@@ -72,34 +72,36 @@ def seed_covariance(part: Unstable, noise: Floats, step: float | None) -> Floats
     return np.asarray(solve_discrete_lyapunov(back, step * back @ n @ back.T))
 
 
-def net_of_seeds(covariance: Floats, centre: Floats) -> Floats:
-    """Gaussian seeds (2^13, k) on a scrambled Sobol net, as they come in every run."""
+def net_of_seeds(covariance: Floats, centre: Floats, log2: int = LOG2_SEEDS) -> Floats:
+    """Gaussian seeds (2^log2, k) on a scrambled Sobol net, as they come in every run."""
     from scipy.stats import norm, qmc
 
     k = len(centre)
-    uniform = qmc.Sobol(k, seed=np.random.Generator(np.random.Philox(1971))).random_base2(
-        LOG2_SEEDS
-    )
+    uniform = qmc.Sobol(k, seed=np.random.Generator(np.random.Philox(1971))).random_base2(log2)
     root = np.linalg.cholesky(covariance + 1e-300 * np.eye(k))
     return np.asarray(centre + norm.ppf(uniform) @ root.T)
 
 
-def exit_times(part: Unstable, seeds: Floats, x: Floats, domain: Domain) -> tuple[Floats, Floats]:
-    """(times (m,) in units of the flow, points (m, d)) where ``x + basis e^{A t} seed`` first leaves.
+def exit_times(
+    flow: Floats, frame: Floats, seeds: Floats, x: Floats, domain: Domain
+) -> tuple[Floats, Floats]:
+    """(times (m,) in units of the flow, points (m, d)) where ``x + frame e^{flow t} seed`` first leaves.
 
-    A curve that never leaves has time inf.
+    `flow` is (k, k), `frame` (d, k), `seeds` (m, k) and x (d,) or (m, d). A curve that never leaves has
+    time inf.
     """
     assert domain.level is not None
-    values, vectors = np.linalg.eig(part.flow)
+    values, vectors = np.linalg.eig(flow)
     left = (np.linalg.inv(vectors) @ seeds.T).T
-    frame = part.basis @ vectors
+    shown = frame @ vectors
     level = jax.jit(jax.vmap(domain.level))
 
     def at(t: Floats) -> Floats:
-        return np.asarray(x + ((left * np.exp(values * t[:, None])) @ frame.T).real)
+        return np.asarray(x + ((left * np.exp(values * t[:, None])) @ shown.T).real)
 
-    smallest = np.linalg.norm(seeds, axis=1).min()
-    far = (60.0 - math.log(max(float(smallest), 1e-300))) / float(values.real.min())
+    grows = values.real > 0
+    smallest = max(float(np.abs(left[:, grows]).max(axis=1).min()), 1e-300)
+    far = (60.0 - math.log(smallest)) / float(values.real[grows].min())
     found = np.full(len(seeds), np.inf)
     before = np.zeros(len(seeds))
     for t in np.linspace(0.0, far, LOOKS)[1:]:
@@ -118,25 +120,3 @@ def exit_times(part: Unstable, seeds: Floats, x: Floats, domain: Domain) -> tupl
         out = np.asarray(level(jnp.asarray(at(middle)))) >= 0
         low, high = np.where(out, low, middle), np.where(out, middle, high)
     return np.where(seen, high, np.inf), at(high)
-
-
-def still_to_come(
-    part: Unstable, covariance: Floats, points: Floats, x: Floats, domain: Domain
-) -> Floats:
-    """Time (m,) by which seeds of all noise to come misjudge an exit at `points` (m, d).
-
-    At its exit a path has gathered the seed up to a rest that has the seed's own covariance as seen from
-    the boundary: the mean of ``T(point + rest)``, T the signed time to the boundary, is to be taken
-    off. By the cubature of degree 3. One direction: ``N / (4 lambda^2 L^2)``.
-    """
-    values, vectors = np.linalg.eig(part.flow)
-    back = 3.0 / float(values.real.min())
-    shrink = (vectors @ np.diag(np.exp(-values * back)) @ np.linalg.inv(vectors)).real
-    k = len(values)
-    offsets = math.sqrt(k) * np.linalg.cholesky(covariance).T
-    at = (points - x) @ part.dual.T
-    total = np.zeros(len(points))
-    for offset in np.concatenate([offsets, -offsets]):
-        times, _ = exit_times(part, (at + offset) @ shrink.T, x, domain)
-        total += np.where(np.isfinite(times), times - back, 0.0)
-    return total / (2 * k)

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from ..domain import Domain
 from ..dynamics import SGD, Process
 from ..errors import require
-from .exit import SaddleExit, saddle_exit
+from .exit import saddle_exit
+from .outcome import SaddleExit
 
 Floats = NDArray[np.float64]
 

@@ -10,6 +10,9 @@ from ..dynamics import Process
 from ..ensemble import FirstExits, first_exits
 from ..errors import require, whole
 from ..estimate import Estimate, exponential_mean, sample_mean, share
+from ..exits.direct import PATH_STEPS, growing, watched_domain
+from ..exits.regime import substeps_of
+from ..exits.work import WORK, step_work
 
 
 def direct(
@@ -20,21 +23,31 @@ def direct(
     paths: int = 2048,
     seed: int = 0,
     horizon: int | None = None,
-    substeps: int = 8,
+    substeps: int | None = None,
 ) -> Estimate:
-    """Mean exit time by simulation; exits from a saddle are not exponential."""
-    limit = whole("horizon", horizon) if horizon is not None else 1024
-    while True:
-        exits: FirstExits = first_exits(
-            process, begin, domain, limit, paths, seed, "saddle", substeps
-        )
-        if exits.observed.all() or horizon is not None or limit > 10**7:
-            break
-        limit *= 4
+    """Mean exit time by simulation, as `exits.direct`, but until all are out: the law is not exponential."""
+    paths = whole("paths", paths, 2)
+    substeps = substeps_of(process, begin, 8, substeps)
+    watched, said = watched_domain(process, domain, begin, substeps)
+
+    def watch(limit: int, count: int) -> FirstExits:
+        return first_exits(process, begin, watched, limit, count, seed, "saddle", substeps)
+
+    if horizon is not None:
+        exits = watch(whole("horizon", horizon), paths)
+    else:
+        budget = min(PATH_STEPS, WORK / step_work(process, watched, substeps))
+        exits = growing(watch, paths, budget, 1.0)
     if exits.observed.all():
-        return sample_mean(exits.steps, "steps", "direct simulation from a saddle")
-    out = exponential_mean(float(exits.steps.sum()), int(exits.observed.sum()), paths)
-    return out.with_notes("not all paths left: the mean assumes an exponential tail")
+        out = sample_mean(exits.steps, "steps", "direct simulation from a saddle")
+        return out.with_notes(*said)
+    count, events = len(exits.steps), int(exits.observed.sum())
+    out = exponential_mean(float(exits.steps.sum()), events, count)
+    return out.with_notes(
+        *said,
+        f"{count - events} of {count} paths still inside after {exits.horizon:g} steps: the mean assumes "
+        "an exponential tail",
+    )
 
 
 def exit_sides(
