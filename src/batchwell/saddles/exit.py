@@ -23,15 +23,17 @@ from scipy.linalg import logm
 from scipy.special import ndtr
 
 from .._jax import jax, jnp
-from ..domain import Domain
+from ..domain import Domain, point
 from ..dynamics import SGD, Process
-from ..errors import InputError, require
+from ..errors import InputError, known_options, require
 from ..estimate import Estimate
 from .degenerate import NO_NOISE, refuse, second_order_seed
 from .index import exit_times, net_of_seeds, seed_covariance, still_to_come, unstable_part
 from .simulated import direct
 
 Floats = NDArray[np.float64]
+# Growth rates below this count as zero: the saddle is degenerate.
+FLAT = 1e-10
 EULER_GAMMA = 0.5772156649015329
 SECOND_ORDER = (
     "degenerate: no noise along the unstable direction to first order; its seed is taken as Gaussian "
@@ -166,12 +168,16 @@ def saddle_exit(
     149.2
     """
     require(method in ("law", "direct"), "method", method, "must be law or direct")
-    x = _check_saddle(process, saddle, domain)
-    begin = x if start is None else np.asarray(start, dtype=np.float64)
-    require(begin.shape == x.shape, "start", begin.shape, f"must have shape {x.shape}")
+    x = _check_saddle(process, saddle, domain, method)
+    begin = x if start is None else point("start", start, len(x))
     require(bool(domain.contains(begin)), "start", begin, "must lie inside the domain")
     if method == "direct":
+        known_options(options, direct)
         return direct(process, begin, domain, **options)
+    for option in options:
+        raise InputError(
+            "option", option, "the law takes none: options are those of method='direct'"
+        )
     return _law(process, x, begin, domain)
 
 
@@ -195,10 +201,9 @@ def _flow_and_noise(process: Process) -> tuple[Any, Any]:
     return _drift(process), lambda x: scale * process.loss.covariance(x)
 
 
-def _check_saddle(process: Process, saddle: ArrayLike, domain: Domain) -> np.ndarray:
-    x = np.asarray(saddle, dtype=np.float64)
+def _check_saddle(process: Process, saddle: ArrayLike, domain: Domain, method: str) -> np.ndarray:
     dim = process.loss.dim if isinstance(process, SGD) else process.dim
-    require(x.shape == (dim,), "saddle", x.shape, f"must have shape ({dim},)")
+    x = point("saddle", saddle, dim)
     require(domain.level is not None, "domain", domain.name, "must have a level function here")
     require(domain.dim == dim and bool(domain.contains(x)), "saddle", x, "must lie in the domain")
     drift = _drift(process)
@@ -211,6 +216,15 @@ def _check_saddle(process: Process, saddle: ArrayLike, domain: Domain) -> np.nda
             f"is not a zero of the gradient: its norm is {size:.4g}" + _nearest(drift, x),
         )
     growth = np.linalg.eigvals(jacobian).real.max()
+    if abs(growth) <= FLAT * (1 + np.abs(jacobian).max()):
+        if method == "direct":
+            return x
+        raise InputError(
+            "saddle",
+            x,
+            f"is degenerate (largest growth rate {growth:.3g}): no linear law holds around it; use "
+            "method='direct', or mean_exit_time if it is a minimum",
+        )
     require(
         growth > 0,
         "saddle",
