@@ -284,3 +284,32 @@ def test_numbers_and_domains_are_checked() -> None:
     assert "no domain" in call("exit", "least-squares")[1]
     assert "--batch-size" in call("exit", "double-well", "--batch-size", "1.5")[1]
     assert "one of square, first, cosine" in call("weak", "double-well", "--observable", "x")[1]
+
+
+@pytest.mark.parametrize("size", ["inf", "nan", "1.5", "0", "1e30"])
+@pytest.mark.parametrize("command", ["exit", "landscape"])
+def test_batch_sizes_are_whole_numbers_that_fit(command: str, size: str) -> None:
+    code, text = call(command, "double-well", "--batch-size", f"2,{size}")
+    assert (code, text.count("\n")) == (2, 1)
+    assert "--batch-size = " in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed", "-1"], "--seed = -1: must be a whole number"),
+        (["--learning-rate", ".1,-1"], "--learning-rate = -1.0"),
+        (["--method", "law", "--method", "lwa"], "did you mean law?"),
+        (["--out", "/proc/no/such"], "--out = '/proc/no/such': cannot be written"),
+    ],
+)
+def test_exit_refuses_before_it_works(words: list[str], said: str) -> None:
+    code, text = call("exit", "double-well", *words)
+    assert (code, text.count("\n")) == (2, 1)
+    assert said in text
+
+
+def test_weak_refuses_a_place_that_cannot_be_written() -> None:
+    code, text = call("weak", "quadratic", "--out", "/proc/no/such")
+    assert (code, text.count("\n")) == (2, 1)
+    assert "cannot be written" in text

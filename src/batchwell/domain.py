@@ -112,6 +112,17 @@ def sublevel(function: Callable[[Array], Array], level: float, dim: int) -> Doma
     )
 
 
+def point(key: str, value: ArrayLike, dim: int) -> np.ndarray:
+    """`value` as a point (dim,) of finite numbers, or `InputError`."""
+    try:
+        x = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(key, value, f"must be {dim} numbers") from None
+    require(x.shape == (dim,), key, x.shape, f"must have shape ({dim},)")
+    require(bool(np.all(np.isfinite(x))), key, x, "must be finite")
+    return x
+
+
 def _vector(key: str, value: ArrayLike, infinite: bool = False) -> np.ndarray:
     try:
         v = np.atleast_1d(np.asarray(value, dtype=np.float64))

@@ -6,7 +6,7 @@ The command line turns them into exit codes: `InputError` into 2, `RunError` int
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -104,6 +104,26 @@ def whole(key: str, value: Any, at_least: int = 1) -> int:
         raise InputError(key, value, allowed) from None
     require(number >= at_least, key, value, allowed)
     return number
+
+
+def known_options(options: Iterable[str], function: Callable[..., Any]) -> None:
+    """Refuse options that are no optional arguments of `function`, which they are handed on to.
+
+    A function that hands its own options on leaves the check to the last one.
+
+    >>> known_options(["revers"], lambda x, *, reverse=False: x)
+    Traceback (most recent call last):
+    ...
+    batchwell.errors.InputError: option = 'revers': must be one of reverse; did you mean reverse?
+    """
+    from inspect import Parameter, signature
+
+    taken = signature(function).parameters.values()
+    if any(p.kind is Parameter.VAR_KEYWORD for p in taken):
+        return
+    names = [p.name for p in taken if p.default is not Parameter.empty]
+    for option in options:
+        one_of("option", option, names)
 
 
 def one_of(key: str, value: Any, choices: Iterable[str]) -> str:

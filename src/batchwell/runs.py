@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,21 @@ def check_new(path: str | Path) -> None:
         str(folder),
         "must be a new or empty directory",
     )
+
+
+def check_writable(path: str | Path, key: str = "out") -> None:
+    """Raise InputError unless files can be written at `path` or where it would be made.
+
+    For work whose result is written at its end: better refused before than lost after.
+    """
+    folder = Path(path)
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(key, str(path), f"cannot be written: {error.strerror}") from None
 
 
 def create(path: str | Path, settings: Mapping[str, Any], resume: bool = False) -> RunDirectory:

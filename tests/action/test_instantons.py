@@ -5,10 +5,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy.linalg import solve_continuous_lyapunov
 
 from batchwell import SGD, additive, ball, diffusion, finite_sum, half_space
 from batchwell._jax import jax, jnp
-from batchwell.action import hamiltonian, instantons, quasi_potential, string_action
+from batchwell.action import hamiltonian, instantons, quasi_potential, ritz, string_action
 from batchwell.action.symmetric import log_mean_symmetric
 from batchwell.errors import InputError, RunError
 
@@ -145,3 +146,32 @@ def test_the_string_is_a_second_route(beta):
     string = string_action(maier_stein(beta), [-1.0, 0.0], [0.0, 0.0], points=129)
     ritz = quasi_potential(maier_stein(beta), [-1.0, 0.0], [0.0, 0.0])
     assert string.action == pytest.approx(ritz, abs=1e-6)
+
+
+# Rates of the drift -1 +- 10i, -.75 +- 2.4i; noise that does not commute with it.
+TURNING = [[[-1.0, 10.0], [-10.0, -1.0]], [[-1.0, 3.0], [-2.0, -0.5]]]
+
+
+@pytest.mark.parametrize("drift", TURNING)
+def test_a_spiral_out_of_a_rotating_minimum(drift):
+    # Linear drift: V = x C^-1 x / 2, A C + C A' + Sigma = 0.
+    a, root = np.array(drift), np.linalg.cholesky(np.array([[1.0, 0.3], [0.3, 0.5]]))
+    precision = np.linalg.inv(solve_continuous_lyapunov(a, -root @ root.T))
+    process = diffusion(lambda x: jnp.asarray(a) @ x, lambda x: jnp.asarray(root), 2)
+    path = instantons(process, [0.0, 0.0], [1.0, 0.0])[0]
+    assert path.action == pytest.approx(precision[0, 0] / 2, rel=1e-10)
+    assert path.error < 1e-9
+    # All round the circle: the end is the eigenvector of least cost.
+    out = instantons(process, [0.0, 0.0], ball([0.0, 0.0], 1.0))[0]
+    assert out.action == pytest.approx(np.linalg.eigvalsh(precision)[0] / 2, rel=1e-8)
+
+
+def test_what_polynomials_cannot_follow_is_in_the_error():
+    # The same spiral without its frame: 16 bubbles are not enough, and the error says so.
+    a = jnp.asarray(TURNING[1])
+    h = hamiltonian(diffusion(lambda x: a @ x, lambda x: jnp.eye(2), 2))
+    x0, x1 = np.zeros(2), np.array([1.0, 0.0])
+    found = ritz.minimise(ritz.problem(h, 16, 40, None), x0, x1, np.zeros(32))
+    covariance = solve_continuous_lyapunov(np.asarray(a), -np.eye(2))
+    wrong = abs(found.action - np.linalg.inv(covariance)[0, 0] / 2)
+    assert 1e-5 < wrong < 20 * (found.truncation + found.quadrature)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from batchwell import SGD, additive, ball, box, finite_sum, half_space
+from batchwell import SGD, RunError, additive, ball, box, finite_sum, half_space
 from batchwell._jax import jnp
 from batchwell.action import hamiltonian, instantons
 from batchwell.action.symmetric import log_mean_symmetric
@@ -118,3 +118,32 @@ def test_exponents_followed_through_batch_sizes_are_those_found_afresh(dim):
     assert rows[3].sgd == pytest.approx(expected, rel=1e-7)
     # Negative control: draws with replacement have another exponent.
     assert abs(rows[3].sgd / rows[0].sgd - 1) > 1e-3
+
+
+def morse(eta, size):
+    return SGD(additive(lambda x: (1 - jnp.exp(-x[0])) ** 2), eta, size)
+
+
+@pytest.mark.parametrize(("eta", "size"), [(0.2, 4), (0.05, 1)])
+def test_a_way_too_steep_for_the_expansion_is_left_out_and_named(eta, size):
+    # At x = -1.2 eta f'' is 7.5: the first-order shift there is twice the exponent itself.
+    sgd, domain = morse(eta, size), box([-1.2], [2.5])
+    exact = mean_exit_time(sgd, [0.0], domain, "law").value
+    found = mean_exit_time(sgd, [0.0], domain, "sharp")
+    # The drift is weak at 2.5: the layer there is as wide as the drift's own scale, and it is said.
+    assert found.interval[0] < exact < found.interval[1] < 2 * found.interval[0]
+    assert any("too long for the expansion on the way out at [-1.2]" in n for n in found.notes)
+
+
+def test_steps_too_long_on_the_only_way_out_are_refused():
+    with pytest.raises(RunError, match=r"too long for the expansion.*use law"):
+        mean_exit_time(morse(0.2, 4), [0.0], half_space([-1.0], 1.2), "sharp")
+
+
+def test_the_next_order_of_the_shift_is_in_the_interval():
+    # Uniform noise reaches 1.73, the gradient at -0.9 is 1.63: steps shift the exponent by a fifth.
+    sgd = SGD(additive(lambda x: x[0] ** 4 / 4 + x[0] ** 2 / 2, "uniform"), 0.2)
+    domain = box([-0.9], [1.1])
+    exact = mean_exit_time(sgd, [0.2], domain, "law").value
+    found = mean_exit_time(sgd, [0.2], domain, "sharp")
+    assert found.interval[0] < exact < found.interval[1]

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._jax import jax, jnp
-from ..domain import Domain
+from ..domain import Domain, point
 from ..dynamics import Process
-from ..errors import InputError, RunError, require, whole
+from ..errors import InputError, RunError, known_options, require, whole
 from . import ritz
 from .fixed_points import rays, spread_directions
+from .frame import Frame, turning_frame
 from .geometric import FLOOR, floor_needed, momentum
 from .hamiltonian import Hamiltonian, hamiltonian
 
@@ -112,20 +113,21 @@ def instantons(
     0.64
     """
     h = hamiltonian(process)
-    x0 = np.asarray(start, dtype=np.float64)
-    require(x0.shape == (h.dim,), "start", x0.shape, f"must have shape ({h.dim},)")
+    x0 = point("start", start, h.dim)
     order, starts = whole("order", order, 2), whole("starts", starts)
     domain = end if isinstance(end, Domain) else None
     targets = np.array([path.end for path in near]) if near else _targets(h, x0, end, starts, seed)
     if h.dim == 1:
         return _on_the_line(h, x0, targets)
-    p = ritz.problem(h, order, 2 * order + 8, domain)
+    frame = turning_frame(h, tuple(x0.tolist()))
+    p = ritz.problem(h, order, order + 8 if frame else 2 * order + 8, domain, frame)
     known = [path for path in near if path.coefficients.shape == (order, h.dim)]
     if known:
         tried = [_from(p, x0, path) for path in known]
     else:
         tried = _search(p, h, x0, targets, starts, all_extremals, seed)
-    paths = [_instanton(h, x0, f) for f in _distinct(x0, [f for f in tried if f.action < np.inf])]
+    distinct = _distinct(x0, [f for f in tried if f.action < np.inf], frame)
+    paths = [_instanton(h, x0, f, frame) for f in distinct]
     possible = [path for path in paths if _reachable(h, path)]
     if not possible:
         raise RunError(_never(h, x0, targets[0]))
@@ -144,14 +146,13 @@ def quasi_potential(
     >>> round(quasi_potential(chain, [0.0], [0.8]), 6)
     0.889188
     """
+    known_options(options, instantons)
     return instantons(process, start, end, **options)[0].action
 
 
 def _targets(h: Hamiltonian, x0: np.ndarray, end: Any, starts: int, seed: int) -> np.ndarray:
     if not isinstance(end, Domain):
-        x1 = np.asarray(end, dtype=np.float64)
-        require(x1.shape == (h.dim,), "end", x1.shape, f"must have shape ({h.dim},)")
-        return x1[None, :]
+        return point("end", end, h.dim)[None, :]
     require(end.level is not None, "end", end.name, "must have a level function")
     require(bool(end.contains(x0)), "start", x0, "must lie inside the domain")
     jacobian = np.asarray(jax.jacfwd(h.drift)(jnp.asarray(x0)))
@@ -203,7 +204,7 @@ def _between(
     p: ritz.Problem, x0: np.ndarray, x1: np.ndarray, found: list[ritz.Found]
 ) -> list[ritz.Found]:
     """Stationary curves between known ones: passes lie between valleys."""
-    known = [f.coefficients for f in _distinct(x0, [f for f in found if _converged(f)])]
+    known = [f.coefficients for f in _distinct(x0, [f for f in found if _converged(f)], p.frame)]
     starts = [
         a + t * (b - a)
         for i, a in enumerate(known)
@@ -219,23 +220,23 @@ def _converged(f: ritz.Found) -> bool:
     return bool(np.isfinite(f.action) and f.residual <= loose * max(1.0, abs(f.action)))
 
 
-def _distinct(x0: np.ndarray, found: list[ritz.Found]) -> list[ritz.Found]:
+def _distinct(x0: np.ndarray, found: list[ritz.Found], frame: Frame | None) -> list[ritz.Found]:
     """Converged curves, least action first, without repeats; the best one if none converged."""
     ranked = sorted(found, key=lambda f: f.action)
     good = [f for f in ranked if _converged(f)] or ranked[:1]
     out: list[ritz.Found] = []
     for f in good:
-        if not any(_same(x0, f, g) for g in out):
+        if not any(_same(x0, f, g, frame) for g in out):
             out.append(f)
     return out
 
 
-def _same(x0: np.ndarray, f: ritz.Found, g: ritz.Found) -> bool:
+def _same(x0: np.ndarray, f: ritz.Found, g: ritz.Found, frame: Frame | None) -> bool:
     """Whether two curves have one action and lie within 3 % of their length of each other."""
     if abs(f.action - g.action) > 1e-4 * abs(g.action) + 1e-12:
         return False
-    a = ritz.points_on(x0, f.end, f.coefficients, np.linspace(0, 1, 17))
-    b = ritz.points_on(x0, g.end, g.coefficients, np.linspace(0, 1, 257))
+    a = ritz.points_on(x0, f.end, f.coefficients, np.linspace(0, 1, 17), frame)
+    b = ritz.points_on(x0, g.end, g.coefficients, np.linspace(0, 1, 257), frame)
     gap = np.linalg.norm(a[:, None] - b[None], axis=2).min(axis=1).max()
     return bool(gap <= 0.03 * np.linalg.norm(np.diff(b, axis=0), axis=1).sum())
 
@@ -310,19 +311,15 @@ def fejer(n: int) -> np.ndarray:
     return np.asarray((1 - 2 * (np.cos(2 * np.outer(angle, k)) / (4 * k**2 - 1)).sum(axis=1)) / n)
 
 
-def _instanton(h: Hamiltonian, x0: np.ndarray, f: ritz.Found) -> Instanton:
+def _instanton(h: Hamiltonian, x0: np.ndarray, f: ritz.Found, frame: Frame | None) -> Instanton:
     """The curve with its momenta, re-measured at 129 interior Chebyshev points."""
     s = 0.5 * (1 - np.cos(np.pi * (np.arange(POINTS) + 0.5) / POINTS))
-    points = ritz.points_on(x0, f.end, f.coefficients, s)
-    step = 1e-6
-    ahead = ritz.points_on(x0, f.end, f.coefficients, s + step)
-    behind = ritz.points_on(x0, f.end, f.coefficients, s - step)
-    velocity = (ahead - behind) / (2 * step)
+    points, velocity = ritz.curve_at(x0, f.end, f.coefficients, s, frame)
     theta, mu = _momentum(h.family)(h.knobs, points, velocity)
     notes = list(h.notes)
     if h.quadratic and floor_needed(h, points[64]):
         notes.append(f"singular noise: directions without noise were given {FLOOR:g} of its mean")
-    error = f.quadrature + f.residual**2 + 1e-12 * abs(f.action)
+    error = f.quadrature + f.truncation + f.residual**2 + 1e-12 * abs(f.action)
     out = Instanton(
         f.action,
         f.action / h.temperature,

@@ -2,12 +2,13 @@
 
 Curves are ``x(s) = x0 + s (x1 - x0) + s (1 - s) sum_k c_k T_k(2 s - 1)``, 0 <= s <= 1, the
 action a Gauss-Legendre sum; derivatives come from automatic differentiation. Convergence is
-spectral for smooth instantons. Kikuchi, Singh, Cates & Adhikari, Phys. Rev. Research 2, 033208
+spectral for smooth instantons; around a minimum with a rotating drift, in a frame that turns (`frame`). Kikuchi, Singh, Cates & Adhikari, Phys. Rev. Research 2, 033208
 (2020), with the geometric action in place of the one over time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -17,31 +18,53 @@ import numpy as np
 
 from .._jax import jax, jnp
 from ..domain import Domain
+from .frame import Frame
 from .geometric import lagrangian
 from .hamiltonian import Hamiltonian
 
 Array = Any
+# Of a turning path all but exp(-2 DEPTH) of the action is integrated.
+DEPTH = 14.0
 # Above this many unknowns no Hessian is formed.
 MANY = 160
 
 
 class Basis(NamedTuple):
-    """Bubble polynomials at quadrature nodes: curve = line + `shape` @ c, velocity likewise."""
+    """Bubble polynomials at quadrature nodes: curve = line + `shape` @ c, velocity likewise.
+
+    In a turning frame ``turns`` (nodes, d, d) are applied to both, and `spin` (d, d) is its generator.
+    """
 
     s: np.ndarray
     weights: np.ndarray
     shape: np.ndarray
     slope: np.ndarray
+    turns: np.ndarray | None = None
+    spin: np.ndarray | None = None
 
 
 @lru_cache(maxsize=64)
-def basis(order: int, nodes: int) -> Basis:
-    """`order` bubbles at `nodes` Gauss-Legendre nodes of (0, 1)."""
+def basis(order: int, nodes: int, frame: Frame | None = None) -> Basis:
+    """`order` bubbles at `nodes` Gauss-Legendre nodes of (0, 1); of every panel of a turning frame."""
     x, w = np.polynomial.legendre.leggauss(nodes)
-    return _basis_at((x + 1) / 2, w / 2, order)
+    if frame is None:
+        return _basis_at((x + 1) / 2, w / 2, order)
+    # Turns are even in -log s: panels of at most one radian of the action, which turns twice as fast.
+    speed = float(np.abs(np.linalg.eigvals(frame.spin)).max())
+    edges = np.linspace(0.0, DEPTH, math.ceil(DEPTH * max(1.0, 2 * speed)) + 1)
+    half = 0.5 * np.diff(edges)[:, None]
+    u = (edges[:-1, None] + half * (1 + x)).ravel()
+    return _basis_at(np.exp(-u), (half * w).ravel() * np.exp(-u), order, frame)
 
 
-def _basis_at(s: np.ndarray, w: np.ndarray, order: int) -> Basis:
+def _basis_at(s: np.ndarray, w: np.ndarray, order: int, frame: Frame | None = None) -> Basis:
+    plain = _bubbles_at(s, w, order)
+    if frame is None:
+        return plain
+    return plain._replace(turns=frame.turns(s), spin=frame.spin)
+
+
+def _bubbles_at(s: np.ndarray, w: np.ndarray, order: int) -> Basis:
     eye = [np.polynomial.Chebyshev.basis(k, domain=[0, 1]) for k in range(order)]
     bubble = np.polynomial.Chebyshev.fit([0, 0.5, 1], [0, 0.25, 0], 2, domain=[0, 1])
     shapes = [bubble * e for e in eye]
@@ -54,14 +77,32 @@ def _basis_at(s: np.ndarray, w: np.ndarray, order: int) -> Basis:
 def curve(x0: Array, x1: Array, c: Array, on: Basis) -> tuple[Array, Array]:
     """Points and velocities (nodes, d) of the curve with coefficients c (order, d)."""
     line = x1 - x0
-    points = x0 + jnp.asarray(on.s)[:, None] * line + jnp.asarray(on.shape) @ c
-    return points, line + jnp.asarray(on.slope) @ c
+    step = jnp.asarray(on.s)[:, None] * line + jnp.asarray(on.shape) @ c
+    velocity = line + jnp.asarray(on.slope) @ c
+    if on.turns is not None:
+        # The velocity of s^K y is s^K (y' + K y / s).
+        velocity = velocity + step @ jnp.asarray(on.spin).T / jnp.asarray(on.s)[:, None]
+        step, velocity = (
+            jnp.einsum("mij,mj->mi", jnp.asarray(on.turns), v) for v in (step, velocity)
+        )
+    return x0 + step, velocity
 
 
-def points_on(x0: np.ndarray, x1: np.ndarray, c: np.ndarray, s: np.ndarray) -> np.ndarray:
+def curve_at(
+    x0: np.ndarray, x1: np.ndarray, c: np.ndarray, s: np.ndarray, frame: Frame | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points and velocities (len(s), d) of the curve at parameters `s`."""
+    # A turning frame has no limit at s = 0, where the step vanishes.
+    at = np.maximum(np.asarray(s, dtype=float), 1e-300)
+    points, velocity = curve(x0, x1, c, _basis_at(at, np.zeros(len(at)), len(c), frame))
+    return np.asarray(points), np.asarray(velocity)
+
+
+def points_on(
+    x0: np.ndarray, x1: np.ndarray, c: np.ndarray, s: np.ndarray, frame: Frame | None = None
+) -> np.ndarray:
     """Points (len(s), d) of the curve at parameters `s`."""
-    on = _basis_at(np.asarray(s, dtype=float), np.zeros(len(s)), len(c))
-    return np.asarray(x0 + on.s[:, None] * (x1 - x0) + on.shape @ c)
+    return curve_at(x0, x1, c, s, frame)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +110,8 @@ class Problem:
     """Compiled functions of the unknowns ``u`` = coefficients, and the end point where it is free.
 
     `action` is the geometric action; `objective` adds the price of an uneven speed, which
-    is zero at the constant speed that every curve can have, and fixes the parametrisation.
+    is zero at the constant speed that every curve can have, and fixes the parametrisation (in a
+    turning `frame` the speed in its metric, in which turns change no length).
     """
 
     dim: int
@@ -82,6 +124,7 @@ class Problem:
     second: bool
     fine: Any
     end: Any
+    frame: Frame | None
 
     def split(self, u: np.ndarray, x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Unknowns -> (coefficients (order, d), end point (d,))."""
@@ -91,20 +134,23 @@ class Problem:
 
 
 @lru_cache(maxsize=64)
-def problem(h: Hamiltonian, order: int, nodes: int, domain: Domain | None) -> Problem:
+def problem(
+    h: Hamiltonian, order: int, nodes: int, domain: Domain | None, frame: Frame | None = None
+) -> Problem:
     """The Ritz problem of `h`; with a `domain` the end is free on its boundary."""
-    compiled = _compiled(h.family, h.dim, order, nodes, domain)
+    compiled = _compiled(h.family, h.dim, order, nodes, domain, frame)
     measured, value_and_slope, hessian = (partial(f, h.knobs) for f in compiled[:3])
-    whole = basis(order, nodes)
+    whole = basis(order, nodes, frame)
     # Both halves of (0, 1) with rules of the same size: one compiled function serves all.
     halves = [_basis_at((k + whole.s) / 2, whole.weights / 2, order) for k in (0, 1)]
+    finer = halves if frame is None else [basis(order, nodes + 8, frame)]
 
     def coarse(u: Array, x0: Array, x1: Array) -> float:
         value = float(measured(u, x0, x1, whole))
         return value if value > -np.inf else np.inf  # out of reach of the noise
 
     def fine(u: Array, x0: Array, x1: Array) -> float:
-        return sum(float(measured(u, x0, x1, half)) for half in halves)
+        return sum(float(measured(u, x0, x1, on)) for on in finer)
 
     free = domain is not None
     return Problem(
@@ -118,12 +164,18 @@ def problem(h: Hamiltonian, order: int, nodes: int, domain: Domain | None) -> Pr
         (order + free) * h.dim <= MANY,
         fine,
         compiled[3],
+        frame,
     )
 
 
 @lru_cache(maxsize=64)
 def _compiled(
-    family: Callable[..., Hamiltonian], dim: int, order: int, nodes: int, domain: Domain | None
+    family: Callable[..., Hamiltonian],
+    dim: int,
+    order: int,
+    nodes: int,
+    domain: Domain | None,
+    frame: Frame | None,
 ) -> tuple[Any, Any, Any, Any]:
     """(action, value and slope, Hessian, end), the first three of knobs and unknowns."""
     free = domain is not None
@@ -141,11 +193,12 @@ def _compiled(
         return jnp.dot(jnp.asarray(on.weights), cost(knobs, *curve(x0, stop, c, on)))
 
     def objective(knobs: Any, u: Array, x0: Array, x1: Array, weight: Array) -> Array:
-        on = basis(order, nodes)
+        on = basis(order, nodes, frame)
         c, stop = unpack(u, x1)
         points, velocity = curve(x0, stop, c, on)
         w = jnp.asarray(on.weights)
-        square = jnp.sum(velocity**2, axis=1)
+        seen = velocity if frame is None else velocity @ jnp.asarray(frame.metric).T
+        square = jnp.sum(seen**2, axis=1)
         mean = jnp.dot(w, square)
         # Var(|v|^2) / mean^2: no dimension, smooth, zero at constant speed.
         uneven = jnp.dot(w, (square / mean - 1) ** 2)
@@ -173,13 +226,17 @@ def retraction(domain: Domain) -> Any:
 
 @dataclass(frozen=True)
 class Found:
-    """A stationary curve: action, coefficients, end, sizes of what is left, negative curvatures."""
+    """A stationary curve: action, coefficients, end, sizes of what is left, negative curvatures.
+
+    `truncation` is what the last two bubbles change: bubbles that were left out change less.
+    """
 
     action: float
     coefficients: np.ndarray
     end: np.ndarray
     residual: float
     quadrature: float
+    truncation: float
     index: int
     quasi: bool
 
@@ -286,4 +343,7 @@ def _found(p: Problem, u: np.ndarray, x0: np.ndarray, x1: np.ndarray, w: float) 
         values = np.linalg.eigvalsh(hess) if np.all(np.isfinite(hess)) else np.zeros(1)
         index = int((values < -1e-6 * np.abs(values).max()).sum())
     fine = float(p.fine(u, x0, x1))
-    return Found(action, c, end, residual, abs(fine - action), index, not p.second)
+    shorter = np.array(u)
+    shorter[max(p.order - 2, 0) * p.dim : p.order * p.dim] = 0.0
+    truncation = abs(float(p.fine(shorter, x0, x1)) - fine)
+    return Found(action, c, end, residual, abs(fine - action), truncation, index, not p.second)

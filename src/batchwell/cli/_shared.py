@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 
 INTERRUPTED = 130
+# Batch sizes from here on do not fit the engine's counters.
+LARGEST = 2**31
 
 
 def interrupted(how: str) -> NoReturn:
@@ -35,6 +37,19 @@ class Numbers(click.ParamType):
             return tuple(float(part) for part in str(value).split(","))
         except ValueError:
             raise InputError(param.opts[0], value, "must be numbers, e.g. .1,.05") from None
+
+
+class WholeNumbers(Numbers):
+    """Comma-separated whole numbers from 1 on: ``1,2,1e3``."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        """The numbers in `value`, integers all."""
+        numbers = super().convert(value, param, ctx)
+        for number in numbers:
+            if not 1 <= number < LARGEST or number != int(number):
+                allowed = "must be whole numbers from 1 on, below 2^31"
+                raise InputError(param.opts[0], f"{number:g}", allowed)
+        return tuple(int(number) for number in numbers)
 
 
 def table(title: str, rows: list[dict[str, str]]) -> Table:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import InputError
-from ._shared import Numbers, table
+from ..errors import one_of, positive, whole
+from ._shared import Numbers, WholeNumbers, table
 
 if TYPE_CHECKING:
     from ..estimate import Estimate
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command("exit")
 @click.argument("name", metavar="PROBLEM")
 @click.option("--learning-rate", type=Numbers(), default=".2,.1", show_default=True)
-@click.option("--batch-size", type=Numbers(), default="1,2", show_default=True)
+@click.option("--batch-size", type=WholeNumbers(), default="1,2", show_default=True)
 @click.option("--method", "methods", multiple=True, help="Only this one; may be repeated.")
 @click.option("--seed", default=0, show_default=True, help="Root seed of all random streams.")
 @click.option(
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def exit_times(
     name: str,
     learning_rate: tuple[float, ...],
-    batch_size: tuple[float, ...],
+    batch_size: tuple[int, ...],
     methods: tuple[str, ...],
     seed: int,
     out: Path | None,
@@ -46,20 +46,25 @@ def exit_times(
     """
     from rich.console import Console
 
-    from ..exits import exit_survey
+    from ..exits import EXIT_METHODS, exit_survey
     from ..problems import problem
     from ..report.document import write
     from ..report.exits import document
+    from ..runs import check_writable
 
     found = problem(name)
-    for size in batch_size:
-        if size != int(size) or size < 1:
-            raise InputError("--batch-size", f"{size:g}", "must be whole numbers from 1 on")
+    for rate in learning_rate:
+        positive("--learning-rate", rate)
+    for method in methods:
+        one_of("--method", method, EXIT_METHODS)
+    whole("--seed", seed, 0)
+    folder = Path("runs") / f"exit-{name}" if out is None else out
+    check_writable(folder, "--out")
     error = Console(stderr=True)
     done = exit_survey(
         found,
         learning_rate,
-        [int(size) for size in batch_size],
+        batch_size,
         methods or None,
         _seeded(methods, seed),
         seed,
@@ -69,7 +74,6 @@ def exit_times(
     Console().print(table("Mean exit times, in SGD steps", rows))
     for line in _said(done):
         click.echo(line)
-    folder = Path("runs") / f"exit-{name}" if out is None else out
     _write_answers(done, folder)
     page = write(document(done), folder / "report.html")
     click.echo(f"report: {page}")

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import whole
-from ._shared import Numbers, interrupted, table
+from ._shared import WholeNumbers, interrupted, table
 
 if TYPE_CHECKING:
     from ..studies.landscape import LandscapeStudy
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("what", metavar="PROBLEM|FILE.toml")
 @click.option("--code", type=click.Path(path_type=Path), help="Your Python file with the loss.")
 @click.option("--learning-rate", type=float, help="[default: the problem's]")
-@click.option("--batch-size", type=Numbers(), help="Two or more, e.g. 2,4,8,16.")
+@click.option("--batch-size", type=WholeNumbers(), help="Two or more, e.g. 2,4,8,16.")
 @click.option("--starts", type=int, help="Random starts of the search for minima.")
 @click.option("--budget", type=int, help="Examples that a schedule may use.")
 @click.option(
@@ -37,7 +36,7 @@ def landscape(
     what: str,
     code: Path | None,
     learning_rate: float | None,
-    batch_size: tuple[float, ...] | None,
+    batch_size: tuple[int, ...] | None,
     starts: int | None,
     budget: int | None,
     objective: str,
@@ -52,9 +51,6 @@ def landscape(
     Finds minima and the passes between them, counts SGD's jumps at each batch size, predicts
     occupation and schedules from them, and runs SGD to check. Writes report.html.
     """
-    sizes = None
-    if batch_size is not None:
-        sizes = [whole("--batch-size", int(b) if b == int(b) else b) for b in batch_size]
     from ..studies.landscape import landscape_study
 
     try:
@@ -63,7 +59,7 @@ def landscape(
             out,
             code=code,
             learning_rate=learning_rate,
-            batch_sizes=sizes,
+            batch_sizes=None if batch_size is None else list(batch_size),
             starts=starts,
             budget=budget,
             objective=objective,

@@ -46,6 +46,7 @@ def weak(name: str, out: Path | None, **options: Any) -> None:
     found = problem(name)
     folder = runs.default_folder(f"weak-{name}") if out is None else out
     runs.check_new(folder)
+    runs.check_writable(folder, "--out")
     rates = options["learning_rate"]
     start = options["start"] if options["start"] is not None else found.start
     orders = (1, 2) if options["order"] == "both" else (int(options["order"]),)

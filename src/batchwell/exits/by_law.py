@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from ..domain import Domain
 from ..dynamics import SGD, Process
-from ..errors import InputError
+from ..errors import InputError, known_options
 from ..estimate import Estimate
 from ..law import exit_time, generator, transfer_operator
 from .regime import check_start
@@ -36,7 +36,8 @@ def by_law(process: Process, start: ArrayLike, domain: Domain, **options: Any) -
     if domain.level is None:
         raise InputError("domain", domain.name, "must have a level function here")
     x = check_start(process, start, domain)
+    build: Any = transfer_operator if isinstance(process, SGD) else generator
+    known_options(options, build)
     if len(x) == 1:
         options.setdefault("include", (float(x[0]),))
-    build: Any = transfer_operator if isinstance(process, SGD) else generator
     return exit_time(build(process, domain, **options), x)

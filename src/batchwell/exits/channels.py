@@ -12,7 +12,7 @@ from .._jax import jax, jnp
 from ..action import FixedPoint, Instanton, fixed_points, instantons
 from ..domain import Domain
 from ..dynamics import SGD, Process, Sampling, diffusion_approximation
-from ..errors import InputError, RunError
+from ..errors import InputError, RunError, known_options
 from .regime import drift_of, flow, temperature_of
 
 
@@ -51,6 +51,7 @@ def channels(
     RunError
         No way out was found.
     """
+    known_options(options, instantons)
     cold = _at_unit_temperature(process)
     eps = temperature_of(process)
     asked = tuple(sorted(options.items()))

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from ..domain import Domain
 from ..dynamics import Process
-from ..errors import BatchwellError, one_of
+from ..errors import BatchwellError, known_options, one_of, require
 from ..estimate import Estimate
 from .regime import check_start
 from .roster import EXIT_METHODS
@@ -104,10 +104,13 @@ def compare_exit_times(
     (['law', 'sharp'], True)
     """
     names = list(EXIT_METHODS) if methods is None else list(methods)
-    for name in names:
-        one_of("methods", name, EXIT_METHODS)
-    check_start(process, start, domain)
     asked = options or {}
+    require(not isinstance(methods, str), "methods", methods, "must be a list of names")
+    for name in (*names, *asked):
+        one_of("methods", name, EXIT_METHODS)
+    for name, theirs in asked.items():
+        known_options(theirs, EXIT_METHODS[name].run)
+    check_start(process, start, domain)
     answers: dict[str, Estimate] = {}
     refused: dict[str, str] = {}
     for name in names:

@@ -13,7 +13,7 @@ from .._jax import jax, jnp
 from ..domain import Domain
 from ..dynamics import Diffusion, Process
 from ..ensemble import FirstExits, Progress, first_exits
-from ..errors import RunError, whole
+from ..errors import RunError, positive, whole
 from ..estimate import Estimate, censored_mean
 from .basin import basin_exits
 from .regime import check_start, substeps_of
@@ -79,7 +79,8 @@ def direct(
     if horizon is not None:
         exits = watch(horizon, paths)
     else:
-        budget = max_path_steps or min(PATH_STEPS, WORK / step_work(process, watched, substeps))
+        most = min(PATH_STEPS, WORK / step_work(process, watched, substeps))
+        budget = most if max_path_steps is None else positive("max_path_steps", max_path_steps)
         exits = growing(watch, paths, budget)
     events, count = int(exits.observed.sum()), len(exits.steps)
     out = censored_mean(exits.steps, exits.observed, "steps", "direct simulation")

@@ -78,7 +78,8 @@ def exponent_map(
     if not isinstance(process, SGD):
         raise InputError("process", "a diffusion", "must be SGD: the map compares it with its own")
     minimum = attractor(process, start, domain)
-    sizes = tuple(batch_sizes or (process.batch_size,))
+    sizes = (process.batch_size,) if batch_sizes is None else _listed("batch_sizes", batch_sizes)
+    samplings = _listed("samplings", samplings)
     base = _least(diffusion_approximation(process), minimum, domain, options)[0]
     found: dict[tuple[str, int], tuple[float, str]] = {}
     for sampling in samplings:
@@ -97,6 +98,14 @@ def exponent_map(
         for sampling in samplings
         for size in sizes
     ]
+
+
+def _listed(key: str, values: Any) -> tuple[Any, ...]:
+    """`values` as a tuple: neither one value alone nor none."""
+    alone = isinstance(values, str) or not hasattr(values, "__iter__")
+    listed = () if alone else tuple(values)
+    require(bool(listed), key, values, "must be a list of at least one")
+    return listed
 
 
 def _by_size(

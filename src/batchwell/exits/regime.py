@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._jax import jax, jnp
-from ..domain import Domain
+from ..domain import Domain, point
 from ..dynamics import SGD, Diffusion, Process
-from ..errors import InputError, require
+from ..errors import InputError, require, whole
 from ..loss import StochasticLoss
 
 Array = Any
@@ -63,10 +63,13 @@ def check_start(process: Process, start: ArrayLike, domain: Domain) -> np.ndarra
     InputError
         Wrong shape, not finite, domain of another dimension, or a start outside of it.
     """
-    x = np.asarray(start, dtype=np.float64)
+    if not isinstance(process, SGD | Diffusion):
+        raise InputError("process", type(process).__name__, "must be SGD or a diffusion")
+    if not isinstance(domain, Domain):
+        made = "must be made by ball, box, half_space, sublevel or basin"
+        raise InputError("domain", type(domain).__name__, made)
     dim = dimension(process)
-    require(x.shape == (dim,), "start", x.shape, f"must have shape ({dim},)")
-    require(bool(np.all(np.isfinite(x))), "start", x, "must be finite")
+    x = point("start", start, dim)
     require(domain.dim == dim, "domain", f"dimension {domain.dim}", f"must have dimension {dim}")
     require(bool(domain.contains(x)), "start", x, f"must lie inside the domain ({domain.name})")
     return x
@@ -134,8 +137,10 @@ FINE_STEP = 0.1
 
 def substeps_of(process: Process, x: np.ndarray, least: int, given: int | None) -> int:
     """`given`, or enough substeps per SGD step for the rates of the drift at x (d,), `least` at least."""
-    if given is not None or isinstance(process, SGD):
-        return given or least
+    if given is not None:
+        return whole("substeps", given)
+    if isinstance(process, SGD):
+        return least
     rates = np.linalg.eigvals(np.asarray(jax.jacfwd(process.drift)(jnp.asarray(x))))
     return max(least, math.ceil(process.learning_rate * float(np.abs(rates).max()) / FINE_STEP))
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..domain import Domain
 from ..dynamics import Process
-from ..errors import one_of
+from ..errors import known_options, one_of
 from ..estimate import Estimate
 from .by_action import by_action
 from .by_law import by_law
@@ -90,7 +90,7 @@ def mean_exit_time(
     Raises
     ------
     InputError
-        Unknown method, bad start or domain, or a problem outside of the method's regime.
+        Unknown method or option, bad start or domain, or a problem outside of the method's regime.
     RunError
         The method ran but has no trustworthy answer (says the number).
 
@@ -102,4 +102,5 @@ def mean_exit_time(
     'steps'
     """
     one_of("method", method, EXIT_METHODS)
+    known_options(options, EXIT_METHODS[method].run)
     return EXIT_METHODS[method].run(process, start, domain, **options)

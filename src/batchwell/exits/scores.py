@@ -34,6 +34,10 @@ CELLS = {1: 512, 2: 80, 3: 32}
 CORE_RADIUS = 0.5
 
 
+class NoWayOut(InputError):
+    """A domain without boundary: no score grows towards it."""
+
+
 def default_score(process: Process, minimum: np.ndarray, domain: Domain) -> Score:
     """The committor's logarithm where a grid can hold it, else `quadratic_score` or `action_score`.
 
@@ -53,6 +57,8 @@ def _default_score(process: Process, at: tuple[float, ...], domain: Domain) -> S
     if len(minimum) in CELLS:
         try:
             return committor_score(process, minimum, domain)
+        except NoWayOut:
+            raise
         except BatchwellError:  # unbounded, singular or too fine for the grid
             pass
     return action_score(process, minimum, domain)
@@ -195,7 +201,10 @@ def _on_the_line(own: Diffusion, minimum: float, domain: Domain) -> Table:
             continue
         grown = np.logaddexp.accumulate(height[part])
         values[part] = grown - grown[-1]
-    lowest = values[np.isfinite(values)].min()
+    reached = values[np.isfinite(values)]
+    if not reached.size:
+        raise NoWayOut("domain", domain.name, "must have a boundary that a path can reach")
+    lowest = reached.min()
     return Table(x[:1], np.array([step]), np.maximum(values, lowest))
 
 

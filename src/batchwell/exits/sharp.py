@@ -28,6 +28,8 @@ from .amplitude import amplitude, inverse_covariance, log_overshoot, step_shift
 from .channels import Channel, channels
 from .regime import attractor, drift_jacobian, drift_of
 
+# Largest share of the exponent that the shift by finite steps, known to its first order, may take.
+MOST_SHIFT = 0.5
 # Mean limiting overshoot of a driftless Gaussian walk in units of a step: -zeta(1/2)/sqrt(2 pi).
 OVERSHOOT = 0.5825971579390107
 
@@ -45,7 +47,8 @@ def sharp(process: Process, start: ArrayLike, domain: Domain, **options: Any) ->
         Momentum, noise without exponential moments, reshuffled epochs, a bad start, or a domain
         without a level function.
     RunError
-        A degenerate way out (a vanishing determinant), none found, or bounded noise.
+        A degenerate way out (a vanishing determinant), none found, bounded noise, or steps too
+        long for the expansion along the most likely way out.
 
     Examples
     --------
@@ -68,19 +71,61 @@ def sharp(process: Process, start: ArrayLike, domain: Domain, **options: Any) ->
     h = hamiltonian(process)
     if isinstance(process, SGD) and process.momentum:
         raise InputError("momentum", process.momentum, "must be 0: no sharp law knows memory")
-    ways = channels(process, minimum, domain, **options)
+    ways, left_out = _expandable(process, h, channels(process, minimum, domain, **options))
     logs = np.array([_log_steps(process, h, minimum, way, domain) for way in ways])
     return _estimate(
-        -float(np.logaddexp.reduce(-logs)), ways, process, _coarse(process, h, minimum)
-    )
+        -float(np.logaddexp.reduce(-logs)), ways, process, _coarse(process, h, minimum, ways[0])
+    ).with_notes(*left_out)
 
 
-def _coarse(process: Process, h: Hamiltonian, minimum: np.ndarray) -> float:
-    """Relative error by steps of finite size: eta times the fastest rate at the minimum, over 4."""
+def _expandable(
+    process: Process, h: Hamiltonian, ways: list[Channel]
+) -> tuple[list[Channel], list[str]]:
+    """The ways along which steps are short enough for the expansion, and notes on the others."""
+    if not isinstance(process, SGD):
+        return ways, []
+    kept, notes = [], []
+    for way in ways:
+        shift = _shift(process, h, way)
+        if abs(shift) <= MOST_SHIFT * way.path.exponent:
+            kept.append(way)
+            continue
+        where = np.array2string(way.path.end, precision=4)
+        said = (
+            f"steps at learning rate {process.learning_rate:g} are too long for the expansion on "
+            f"the way out at {where}: they shift its exponent {way.path.exponent:.4g} by {shift:.3g}"
+        )
+        if not kept:
+            raise RunError(f"{said}; use law, splitting or direct")
+        notes.append(f"{said}; it is left out")
+    return kept, notes
+
+
+def _shift(process: SGD, h: Hamiltonian, way: Channel) -> float:
+    """What steps of finite size add to the exponent of `way`, to the order that is known."""
+    if not _over_isotropic(h, way):
+        return process.learning_rate / h.temperature * step_shift(h, way.path)
+    assert h.noise is not None
+    scale = h.temperature * float(h.noise[0, 0])
+    return -(process.learning_rate**2) / (3 * scale) * _bending(process, way.path)
+
+
+def _over_isotropic(h: Hamiltonian, way: Channel) -> bool:
+    """Whether isotropic Gaussian steps leave over a saddle within: where `discrete_kramers` holds."""
+    return isotropic(h) and way.saddle is not None and not way.on_boundary
+
+
+def _coarse(process: Process, h: Hamiltonian, minimum: np.ndarray, way: Channel) -> float:
+    """Relative error by steps of finite size.
+
+    eta times the fastest rate at the minimum over 4 in the prefactor; in the exponent the next order
+    of its shift, taken as the square of the first over the exponent.
+    """
     if not isinstance(process, SGD):
         return 0.0
     rates = np.linalg.eigvals(np.asarray(jax.jacfwd(h.drift)(jnp.asarray(minimum))))
-    return process.learning_rate * float(np.abs(rates).max()) / 4
+    next_shift = _shift(process, h, way) ** 2 / max(way.path.exponent, 1.0)
+    return process.learning_rate * float(np.abs(rates).max()) / 4 + next_shift
 
 
 def _log_steps(
@@ -89,7 +134,7 @@ def _log_steps(
     """Log of the mean number of steps to leave by `way` alone."""
     if not isinstance(process, SGD):
         return kramers(process, h, minimum, way, domain) - math.log(process.learning_rate)
-    if isotropic(h) and way.saddle is not None and not way.on_boundary:
+    if _over_isotropic(h, way):
         return discrete_kramers(process, h, minimum, way, domain)
     return chain_kramers(process, h, minimum, way, domain)
 
@@ -106,6 +151,7 @@ def _estimate(log_steps: float, ways: list[Channel], process: Process, coarse: f
         notes.append(f"V/eps = {exponent:.3g} is below 5: outside of the asymptotic regime")
     if ways[0].saddle is None:
         notes.append("exit over a boundary against the drift: exit shape and overshoot matter")
+        relative += _layer(ways[0].path)
     if any(resonance(w) for w in ways) and len(ways[0].path.end) > 1:
         notes.append("two rates at the saddle cancel: prefactor good to about 10 % only")
         relative += 0.1
@@ -120,6 +166,19 @@ def _estimate(log_steps: float, ways: list[Channel], process: Process, coarse: f
     return Estimate(
         value, math.nan, ends, "steps", f"{name}, asymptotic error", 0, notes=tuple(notes)
     )
+
+
+def _layer(path: Instanton) -> float:
+    """Relative error of a boundary's prefactor: how far the density outside is from exp(-theta y / eps).
+
+    V = theta y + Q y^2 / 2 at a distance y beyond the end; to first order in eps, ``eps |Q| / theta^2``
+    along the way out (Naeh, Klosek, Matkowsky & Schuss (1990), the next term of their layer).
+    """
+    # A few points apart: differences of neighbours are rounding.
+    step = path.path[-1] - path.path[-6]
+    length = float(np.linalg.norm(step))
+    last, before = (float(theta @ step) / length for theta in (path.theta[-1], path.theta[-6]))
+    return path.action / path.exponent * abs(last - before) / (length * last**2)
 
 
 def isotropic(h: Hamiltonian) -> bool:
@@ -156,7 +215,7 @@ def chain_kramers(
     """
     eta, eps = process.learning_rate, h.temperature
     log_time = kramers(process, h, minimum, way, domain) - math.log(eta)
-    log_time += eta / eps * step_shift(h, way.path)
+    log_time += _shift(process, h, way)
     if way.saddle is None:
         return log_time - log_overshoot(h, way.path.end, way.path.theta[-1], eta / eps)
     growth = float(way.saddle.rates[0].real)
@@ -249,8 +308,8 @@ def discrete_kramers(
         np.sum(np.log(np.abs(covariance[0]))) - np.sum(np.log(np.abs(covariance[1])))
     )
     trace = 0.5 * eta * float(bottom.sum() - top.sum())
-    shift = -(eta**2) / (3 * eps * variance) * _bending(process, way.path)
-    return math.log(2 * math.pi / growth) + dets + trace + way.path.exponent + shift
+    shifted = way.path.exponent + _shift(process, h, way)
+    return math.log(2 * math.pi / growth) + dets + trace + shifted
 
 
 def _bending(process: SGD, path: Instanton) -> float:

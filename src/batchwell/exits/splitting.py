@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._jax import jax, jnp
+from .._jax import jax, jnp, traced
 from ..domain import Domain
 from ..dynamics import SGD, Process
 from ..ensemble import OUT, Score
@@ -30,6 +30,8 @@ from .regime import attractor, substeps_of
 from .scores import default_score
 
 UNSURE = 1e-12
+# Relative standard error beyond which the mean over replicas is that of a few of them.
+MOST_SCATTER = 0.5
 STREAM = "splitting"
 # Replicas' trials are told apart by their index in one stream: room for this many each.
 ROOM = 2**40
@@ -99,7 +101,12 @@ def splitting(
             "momentum or reshuffled epochs",
             "carry memory from step to step, which levels of x alone do not see",
         )
-    score = default_score(process, minimum, domain) if score is None else score
+    if score is None:
+        score = default_score(process, minimum, domain)
+    else:
+        at = jax.ShapeDtypeStruct(minimum.shape, jnp.float64)
+        shape = traced("score", score, at, call=f"x of shape {minimum.shape}").shape
+        require(shape == (), "score", shape, "must return one number")
     relaxation = relaxation_steps(process, minimum)
     watched, said = watched_domain(process, domain, minimum, substeps)
     core = core_of(process, watched, minimum, score, seed, substeps, relaxation, threads, precision)
@@ -254,8 +261,12 @@ def _answer(
     ]
     out = rate_to_time(rates, "adaptive multilevel splitting").with_notes(*notes)
     relative = out.stderr / out.value
-    if relative > 0.3:
-        out = out.with_notes(f"replicas scatter by {relative * math.sqrt(n):.0%}: raise particles")
+    scatter = f"replicas scatter by {relative * math.sqrt(n):.0%}: raise particles"
+    if relative > MOST_SCATTER:
+        # Rates this skewed: a few replicas carry the mean, and no interval of theirs covers it.
+        out = out.with_notes(f"{scatter}; not reliable")
+    elif relative > 0.3:
+        out = out.with_notes(scatter)
     return out if chance > UNSURE else second_opinion(out, second)
 
 

@@ -8,14 +8,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._jax import jax, jnp
-from ..domain import Domain
+from ..domain import Domain, point
 from ..dynamics import Process
-from ..errors import InputError, require
+from ..errors import InputError, known_options, require
 from ..estimate import Estimate
 from ..exits.regime import dimension, drift_jacobian, drift_of
 from .laws import law_of
 from .outcome import SaddleExit
 from .simulated import direct
+
+# Growth rates below this count as zero: the saddle is degenerate.
+FLAT = 1e-10
 
 
 def saddle_exit(
@@ -58,19 +61,22 @@ def saddle_exit(
     149.2
     """
     require(method in ("law", "direct"), "method", method, "must be law or direct")
-    x = _check_saddle(process, saddle, domain)
-    begin = x if start is None else np.asarray(start, dtype=np.float64)
-    require(begin.shape == x.shape, "start", begin.shape, f"must have shape {x.shape}")
+    x = _check_saddle(process, saddle, domain, method)
+    begin = x if start is None else point("start", start, len(x))
     require(bool(domain.contains(begin)), "start", begin, "must lie inside the domain")
     if method == "direct":
+        known_options(options, direct)
         return direct(process, begin, domain, **options)
+    for option in options:
+        raise InputError(
+            "option", option, "the law takes none: options are those of method='direct'"
+        )
     return law_of(process, x, begin, domain)
 
 
-def _check_saddle(process: Process, saddle: ArrayLike, domain: Domain) -> np.ndarray:
-    x = np.asarray(saddle, dtype=np.float64)
+def _check_saddle(process: Process, saddle: ArrayLike, domain: Domain, method: str) -> np.ndarray:
     dim = dimension(process)
-    require(x.shape == (dim,), "saddle", x.shape, f"must have shape ({dim},)")
+    x = point("saddle", saddle, dim)
     require(domain.level is not None, "domain", domain.name, "must have a level function here")
     require(domain.dim == dim and bool(domain.contains(x)), "saddle", x, "must lie in the domain")
     drift = drift_of(process)
@@ -83,6 +89,15 @@ def _check_saddle(process: Process, saddle: ArrayLike, domain: Domain) -> np.nda
             f"is not a zero of the gradient: its norm is {size:.4g}" + _nearest(drift, x),
         )
     growth = np.linalg.eigvals(jacobian).real.max()
+    if abs(growth) <= FLAT * (1 + np.abs(jacobian).max()):
+        if method == "direct":
+            return x
+        raise InputError(
+            "saddle",
+            x,
+            f"is degenerate (largest growth rate {growth:.3g}): no linear law holds around it; use "
+            "method='direct', or mean_exit_time if it is a minimum",
+        )
     require(
         growth > 0,
         "saddle",
