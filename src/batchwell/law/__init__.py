@@ -7,7 +7,7 @@ Build once
     `smooth_expectation`: E phi of a diffusion in 1-D and 2-D to many digits, without a grid.
 Ask many (every time in SGD steps; every scalar an `Estimate` with its discretisation error)
     `exit_time`, `exit_time_variance`, `exit_time_variation`, `exit_position`, `committor`:
-    leaving the domain from x0. `mean_exit_time`, `committor_values`: the same at all nodes.
+    leaving the domain from `start`. `mean_exit_time`, `committor_values`: the same at all nodes.
     `law_after`, `expectation`: the law and E phi(x_k) after k steps. `enumerate_law`: the exact
     atoms of a few steps on finite data.
     `stationary`, `stationary_expectation`, `quasi_stationary`, `quasi_stationary_exit`.

@@ -67,9 +67,9 @@ class _Cells:
 
 
 def exit_time_bounds(
-    sgd: SGD, place: Domain | Sequence[float], x0: float, cells: int = CELLS
+    sgd: SGD, place: Domain | Sequence[float], start: float, cells: int = CELLS
 ) -> Estimate:
-    """Mean SGD steps until the exit from x0, enclosed from both sides (finite data, 1-D).
+    """Mean SGD steps until the exit from `start`, enclosed from both sides (finite data, 1-D).
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def exit_time_bounds(
     Raises
     ------
     InputError
-        Noise with a density, an infinite end, or x0 outside.
+        Noise with a density, an infinite end, or start outside.
     RunError
         The lower bound exceeds 1e11 steps, where too few digits would be left.
 
@@ -99,9 +99,9 @@ def exit_time_bounds(
     True
     """
     step, grid = _cells(sgd, place, cells)
-    inside = grid.edges[0] < x0 < grid.edges[-1]
-    require(bool(inside), "x0", x0, "must lie inside the interval")
-    bounds = [_at(step, grid, _extreme_times(grid, side), float(x0)) for side in (-1, 1)]
+    inside = grid.edges[0] < start < grid.edges[-1]
+    require(bool(inside), "start", start, "must lie inside the interval")
+    bounds = [_at(step, grid, _extreme_times(grid, side), float(start)) for side in (-1, 1)]
     low, high = bounds
     middle = math.sqrt(low * high) if math.isfinite(high) else low
     note = f"two-sided bounds on {len(grid.edges) - 1} cells"
@@ -222,11 +222,11 @@ def _times(grid: _Cells, where: Ints, discount: float) -> Floats:
     return np.asarray(out) if fine else np.full(n, math.inf)
 
 
-def _at(step: AtomKernel, grid: _Cells, values: Floats, x0: float) -> float:
-    """1 + the mean of the bounds where one step from x0 itself lands."""
+def _at(step: AtomKernel, grid: _Cells, values: Floats, start: float) -> float:
+    """1 + the mean of the bounds where one step from `start` itself lands."""
     if not np.all(np.isfinite(values)):
         return math.inf
-    to = step.images(np.array([[x0]]))[0, :, 0]
+    to = step.images(np.array([[start]]))[0, :, 0]
     low, high = grid.edges[0], grid.edges[-1]
     cell = np.clip(((to - low) / (high - low) * len(values)).astype(np.int64), 0, len(values) - 1)
     inside = (to > low) & (to < high)
@@ -236,10 +236,12 @@ def _at(step: AtomKernel, grid: _Cells, values: Floats, x0: float) -> float:
 # ------------------------------------------------------------------- laws
 
 
-def transport_error(sgd: SGD, place: Sequence[float], x0: float, steps: int, nodes: int) -> float:
+def transport_error(
+    sgd: SGD, place: Sequence[float], start: float, steps: int, nodes: int
+) -> float:
     """Bound on the Wasserstein-1 distance of the push-forward law from the true one (1-D).
 
-    Of the law that ``law_after(transfer_operator(sgd, place, nodes, "hat"), x0, steps)`` gives for
+    Of the law that ``law_after(transfer_operator(sgd, place, nodes, "hat"), start, steps)`` gives for
     finite data: each step's splitting moves mass by at most half a cell, and the steps that follow
     stretch distances by their mean Lipschitz constant ``max_x mean_b |1 - eta g_b'(x)|``.
 
@@ -261,8 +263,8 @@ def transport_error(sgd: SGD, place: Sequence[float], x0: float, steps: int, nod
     mass, error = np.zeros(op.size), 0.0
     for k in range(whole("steps", steps, 1)):
         if k == 0:
-            row, _ = op.row(np.array([[x0]]))
-            moved, mass = float(_moved(step, y, np.array([x0]))[0]), np.asarray(row)[0]
+            row, _ = op.row(np.array([[start]]))
+            moved, mass = float(_moved(step, y, np.array([start]))[0]), np.asarray(row)[0]
         else:
             moved, mass = float(mass @ _moved(step, y, y)), mass @ op.rates
         error = lipschitz * error + moved

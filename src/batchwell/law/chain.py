@@ -319,7 +319,7 @@ def exit_time_map(
     place: Place,
     learning_rates: Sequence[float],
     batch_sizes: Sequence[int],
-    x0: float,
+    start: float,
 ) -> Floats:
     """Mean exit times in SGD steps over a table of learning rates and batch sizes (1-D).
 
@@ -351,12 +351,12 @@ def exit_time_map(
         for eta in learning_rates
         for b in batch_sizes
     ]
-    points = np.concatenate([c.points(x0) for c in cases])[:, None]
+    points = np.concatenate([c.points(start) for c in cases])[:, None]
     gradient = evaluate(sgd.loss, "gradient", points)[:, 0]
     slope = cases[0].kernel.spread(points) / -cases[0].kernel.sgd.learning_rate
     stops = np.cumsum([0, *(len(c.nodes) + 1 for c in cases)])
     times = [
-        c.time(x0, gradient[a:b], slope[a:b])
+        c.time(start, gradient[a:b], slope[a:b])
         for c, a, b in zip(cases, stops[:-1], stops[1:], strict=True)
     ]
     return np.reshape(times, (len(learning_rates), len(batch_sizes)))
@@ -377,12 +377,12 @@ class _MapCase:
         edges = _panel_edges(step, ends, None, MAP_PANEL_WIDTH)
         return cls(step, ends, *_panel_nodes(edges, PANEL))
 
-    def points(self, x0: float) -> Floats:
-        return np.append(self.nodes, x0)
+    def points(self, start: float) -> Floats:
+        return np.append(self.nodes, start)
 
-    def time(self, x0: float, gradient: Floats, slope: Floats) -> float:
+    def time(self, start: float, gradient: Floats, slope: Floats) -> float:
         eta = self.kernel.sgd.learning_rate
-        centre, spread = self.points(x0) - eta * gradient, -eta * slope
+        centre, spread = self.points(start) - eta * gradient, -eta * slope
         z = (self.nodes - centre[:, None]) / spread[:, None]
         rates = self.kernel.law.pdf(z) * (self.weights / np.abs(spread)[:, None])
         exits = _tails(self.kernel, self.ends, centre, spread).sum(axis=1)

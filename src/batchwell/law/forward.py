@@ -39,11 +39,11 @@ CELLS = {1: 1600, 2: 160}
 def grid_laws(
     process: Process,
     bounds: ArrayLike,
-    x0: ArrayLike,
+    start: ArrayLike,
     steps: Sequence[int],
     cells: int | None = None,
 ) -> list[GridLaw]:
-    """Laws of a process from x0 after each of `steps` SGD steps, on nodes of a box.
+    """Laws of a process from `start` after each of `steps` SGD steps, on nodes of a box.
 
     A diffusion is carried by Strang's splitting of drift (Runge-Kutta) and noise (Gauss nodes), four
     times per SGD step: second order in that substep, and it may be degenerate.
@@ -78,7 +78,7 @@ def grid_laws(
     axes = [np.linspace(a, b, count + 1) for a, b in box.T]
     nodes = np.stack([g.ravel() for g in np.meshgrid(*axes, indexing="ij")], axis=1)
     forward = _rows(process, box, count, nodes, NOISE_NODES[d]).T.tocsr()
-    start = np.asarray(x0, dtype=np.float64).reshape(1, d)
+    start = np.asarray(start, dtype=np.float64).reshape(1, d)
     mass = _rows(process, box, count, start, None).toarray()[0]
     weights = _volumes(box, count)
     per_step = SUBSTEPS if isinstance(process, Diffusion) else 1

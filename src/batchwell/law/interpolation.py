@@ -68,7 +68,7 @@ class Interpolation:
         """Nodes, or -1 minus the part of the boundary, and their weights at `place` in cells."""
         shape = np.asarray(self.number.shape)
         outside = (place < -1e-9) | (place > shape - 1 + 1e-9)
-        require(not outside.any(), "x0", self._position(place), "lies outside the domain's grid")
+        require(not outside.any(), "start", self._position(place), "lies outside the domain's grid")
         for width in WIDTHS:
             cells, weights = _lagrange(place, shape, width)
             known = self._known[tuple(cells.T)]
@@ -110,7 +110,7 @@ class Interpolation:
         tree, points, known = self._scattered
         d = len(place)
         distance, near = tree.query(place, min(POINTS[d], len(points)))
-        require(bool(distance[0] < 2), "x0", self._position(place), "lies outside the domain")
+        require(bool(distance[0] < 2), "start", self._position(place), "lies outside the domain")
         y = (points[near] - place) / distance[-1]
         powers = [
             p for p in itertools.product(range(DEGREE[d] + 1), repeat=d) if sum(p) <= DEGREE[d]

@@ -77,8 +77,8 @@ def _subsets(order: int) -> Iterator[tuple[int, ...]]:
         yield from itertools.combinations(range(order), size)
 
 
-def moments(process: Process, x0: ArrayLike, steps: float, order: int = 2) -> Moments:
-    """Exact moments after `steps` SGD steps from x0 (d,).
+def moments(process: Process, start: ArrayLike, steps: float, order: int = 2) -> Moments:
+    """Exact moments after `steps` SGD steps from `start` (d,).
 
     Parameters
     ----------
@@ -109,8 +109,8 @@ def moments(process: Process, x0: ArrayLike, steps: float, order: int = 2) -> Mo
     """
     order = _order(order)
     d = process.loss.dim if isinstance(process, SGD) else process.dim
-    x = np.asarray(x0, dtype=np.float64)
-    require(x.shape == (d,), "x0", x.shape, f"must have shape ({d},)")
+    x = np.asarray(start, dtype=np.float64)
+    require(x.shape == (d,), "start", x.shape, f"must have shape ({d},)")
     side = 1 + d + (d if isinstance(process, SGD) and process.momentum else 0)
     y = np.zeros(side)
     y[0], y[1 : d + 1] = 1.0, x

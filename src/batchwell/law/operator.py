@@ -120,9 +120,9 @@ class Operator:
         """M with (diag(row sums + exits) - rates)^T m = rhs >= 0, shape (n,)."""
         return self.factor.solve_transposed(rhs)
 
-    def at(self, x0: ArrayLike, values: Floats, source: Floats | float = 0.0) -> float:
-        """Value at x0 (d,) of a function known at the nodes (`source` is added per step)."""
-        x = check_point(self, x0)
+    def at(self, start: ArrayLike, values: Floats, source: Floats | float = 0.0) -> float:
+        """Value at `start` (d,) of a function known at the nodes (`source` is added per step)."""
+        x = check_point(self, start)
         row, _ = self.row(x[None])
         base = float(source) if self.kind == "chain" else 0.0
         return base + float((row @ values)[0])
@@ -145,11 +145,11 @@ class Operator:
         return out / out.sum()
 
 
-def check_point(op: Operator, x0: ArrayLike) -> Floats:
-    """`x0` as a finite vector of the operator's dimension."""
-    x = np.atleast_1d(np.asarray(x0, dtype=np.float64))
-    require(x.shape == (op.dim,), "x0", x.shape, f"must have shape ({op.dim},)")
-    require(bool(np.all(np.isfinite(x))), "x0", x0, "must be finite")
+def check_point(op: Operator, start: ArrayLike) -> Floats:
+    """`start` as a finite vector of the operator's dimension."""
+    x = np.atleast_1d(np.asarray(start, dtype=np.float64))
+    require(x.shape == (op.dim,), "start", x.shape, f"must have shape ({op.dim},)")
+    require(bool(np.all(np.isfinite(x))), "start", start, "must be finite")
     return x
 
 

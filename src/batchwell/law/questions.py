@@ -74,8 +74,8 @@ def mean_exit_time(op: Operator) -> Floats:
     return op.solve(np.full(op.size, op.clock))
 
 
-def exit_time(op: Operator, x0: ArrayLike) -> Estimate:
-    """Mean SGD steps until the process, started at x0 (d,), has left the domain.
+def exit_time(op: Operator, start: ArrayLike) -> Estimate:
+    """Mean SGD steps until the process, started at `start` (d,), has left the domain.
 
     Infinite, with the reason in its notes, where noise of bounded support cannot reach the
     boundary.
@@ -90,43 +90,43 @@ def exit_time(op: Operator, x0: ArrayLike) -> Estimate:
     >>> round(exit_time(op, [0.0]).value, 5)
     559.87408
     """
-    reason = _trapped(op, x0)
+    reason = _trapped(op, start)
     if reason:
         return deterministic(math.inf, 0.0, "steps", op.method, (reason,))
-    return exact_answer(op, lambda o: o.at(x0, mean_exit_time(o), o.clock), "steps")
+    return exact_answer(op, lambda o: o.at(start, mean_exit_time(o), o.clock), "steps")
 
 
-def exit_time_variance(op: Operator, x0: ArrayLike) -> Estimate:
-    """Variance of the exit time from x0 (d,), in SGD steps squared."""
-    return exact_answer(op, lambda o: _two_moments(o, x0)[1], "steps^2")
+def exit_time_variance(op: Operator, start: ArrayLike) -> Estimate:
+    """Variance of the exit time from `start` (d,), in SGD steps squared."""
+    return exact_answer(op, lambda o: _two_moments(o, start)[1], "steps^2")
 
 
-def exit_time_variation(op: Operator, x0: ArrayLike) -> Estimate:
-    """Coefficient of variation of the exit time from x0 (d,): 1 for an exponential time."""
+def exit_time_variation(op: Operator, start: ArrayLike) -> Estimate:
+    """Coefficient of variation of the exit time from `start` (d,): 1 for an exponential time."""
 
     def question(o: Operator) -> float:
-        mean, variance = _two_moments(o, x0)
+        mean, variance = _two_moments(o, start)
         return math.sqrt(variance) / mean
 
     return exact_answer(op, question, "1")
 
 
-def _two_moments(op: Operator, x0: ArrayLike) -> tuple[float, float]:
+def _two_moments(op: Operator, start: ArrayLike) -> tuple[float, float]:
     mean = mean_exit_time(op)
     if op.kind == "diffusion":
         second = op.solve(2 * op.clock * mean)
-        m1, m2 = op.at(x0, mean), op.at(x0, second)
+        m1, m2 = op.at(start, mean), op.at(start, second)
     else:
         # E tau^2 = 1 + 2 P E tau + P E tau^2, and P E tau = E tau - 1.
         second = op.solve(2 * mean - 1)
-        m1 = op.at(x0, mean, 1.0)
-        m2 = 2 * m1 - 1 + op.at(x0, second)
+        m1 = op.at(start, mean, 1.0)
+        m2 = 2 * m1 - 1 + op.at(start, second)
     return m1, m2 - m1**2
 
 
-def exit_position(op: Operator, x0: ArrayLike) -> dict[str, Estimate]:
-    """Chance of leaving through each part of the boundary, from x0 (d,)."""
-    return {part: committor(op, x0, part) for part in op.parts}
+def exit_position(op: Operator, start: ArrayLike) -> dict[str, Estimate]:
+    """Chance of leaving through each part of the boundary, from `start` (d,)."""
+    return {part: committor(op, start, part) for part in op.parts}
 
 
 def committor_values(op: Operator, part: str) -> Floats:
@@ -135,23 +135,23 @@ def committor_values(op: Operator, part: str) -> Floats:
     return op.solve(op.exits[:, op.parts.index(part)])
 
 
-def committor(op: Operator, x0: ArrayLike, part: str) -> Estimate:
-    """Chance that the process, started at x0 (d,), leaves through `part` of the boundary.
+def committor(op: Operator, start: ArrayLike, part: str) -> Estimate:
+    """Chance that the process, started at `start` (d,), leaves through `part` of the boundary.
 
     With a domain whose boundary consists of two sets A and B this is the committor.
     """
 
     def question(o: Operator) -> float:
-        x = check_point(o, x0)
+        x = check_point(o, start)
         row, exits = o.row(x[None])
         return float((row @ committor_values(o, part))[0] + exits[0, o.parts.index(part)])
 
     return exact_answer(op, question, "1")
 
 
-def _trapped(op: Operator, x0: ArrayLike) -> str:
-    """Why the process can never leave from x0, or an empty string."""
-    x = check_point(op, x0)
+def _trapped(op: Operator, start: ArrayLike) -> str:
+    """Why the process can never leave from `start`, or an empty string."""
+    x = check_point(op, start)
     if op.image is not None:
         low, high = reachable(op, float(x[0]))
         if op.nodes[0, 0] < low and high < op.nodes[-1, 0]:
@@ -164,7 +164,7 @@ def _trapped(op: Operator, x0: ArrayLike) -> str:
     return _held_for_ever(op, x) if op.kind == "diffusion" else ""
 
 
-def _held_for_ever(op: Operator, x0: Floats) -> str:
+def _held_for_ever(op: Operator, start: Floats) -> str:
     """Whether degenerate noise lets the diffusion come to where no way leads out."""
     from scipy import sparse
     from scipy.sparse.csgraph import breadth_first_order
@@ -177,9 +177,9 @@ def _held_for_ever(op: Operator, x0: Floats) -> str:
         return ""
     stuck = np.ones(n + 1, dtype=bool)
     stuck[reaches] = False
-    row = op.row(x0[None])[0].tocsr()
-    for start in row.indices[row.data != 0]:
-        seen = breadth_first_order(graph, int(start), return_predecessors=False)
+    row = op.row(start[None])[0].tocsr()
+    for first in row.indices[row.data != 0]:
+        seen = breadth_first_order(graph, int(first), return_predecessors=False)
         if stuck[seen].any():
             place = op.nodes[seen[stuck[seen]][0]]
             return f"no noise leads out of the domain from around x = {place.round(4)}"
@@ -191,14 +191,14 @@ def _held_for_ever(op: Operator, x0: Floats) -> str:
     )
 
 
-def reachable(op: Operator, x0: float) -> tuple[float, float]:
-    """Interval that SGD with bounded noise can reach from x0, as far as the nodes show."""
+def reachable(op: Operator, start: float) -> tuple[float, float]:
+    """Interval that SGD with bounded noise can reach from `start`, as far as the nodes show."""
     assert op.image is not None
     y = op.nodes[:, 0]
-    low = high = x0
+    low = high = start
     for _ in range(100000):
         near = (y >= low) & (y <= high)
-        near |= np.abs(y - x0) <= (y[1] - y[0] if len(y) > 1 else 0)
+        near |= np.abs(y - start) <= (y[1] - y[0] if len(y) > 1 else 0)
         a = min(low, float(op.image[near, 0].min()))
         b = max(high, float(op.image[near, 1].max()))
         if a == low and b == high:
@@ -210,13 +210,13 @@ def reachable(op: Operator, x0: float) -> tuple[float, float]:
 # ---------------------------------------------------------------------- laws
 
 
-def law_after(op: Operator, x0: ArrayLike, steps: int) -> GridLaw:
-    """Law after `steps` SGD steps from x0 (d,): the forward (master) equation.
+def law_after(op: Operator, start: ArrayLike, steps: int) -> GridLaw:
+    """Law after `steps` SGD steps from `start` (d,): the forward (master) equation.
 
     `lost` is what has left the domain by then.
     """
     steps = whole("steps", steps, 1)
-    x = check_point(op, x0)
+    x = check_point(op, start)
     row, _ = op.row(x[None])
     mass = np.asarray(row.toarray() if hasattr(row, "toarray") else row, dtype=np.float64)[0]
     if op.kind == "chain":
@@ -243,9 +243,9 @@ def backward(op: Operator, phi: Callable[[Floats], Floats], steps: int) -> Float
 
 
 def expectation(
-    op: Operator, phi: Callable[[Floats], Floats], x0: ArrayLike, steps: int
+    op: Operator, phi: Callable[[Floats], Floats], start: ArrayLike, steps: int
 ) -> Estimate:
-    """E phi(x_k) after `steps` = k SGD steps from x0 (d,); `phi` maps points (m, d) to (m,).
+    """E phi(x_k) after `steps` = k SGD steps from `start` (d,); `phi` maps points (m, d) to (m,).
 
     Paths that have left the domain count 0. The stated error includes what that may cost: the mass
     that has left times the largest abs(phi) on the nodes.
@@ -259,9 +259,11 @@ def expectation(
 
     def question(o: Operator) -> float:
         u = backward(o, phi, steps - 1 if o.kind == "chain" else steps)
-        return o.at(x0, u)
+        return o.at(start, u)
 
-    lost = abs(1 - op.at(x0, backward(op, lambda x: np.ones(len(x)), steps - (op.kind == "chain"))))
+    lost = abs(
+        1 - op.at(start, backward(op, lambda x: np.ones(len(x)), steps - (op.kind == "chain")))
+    )
     require(lost <= LOST, "domain", f"loses {lost:.3g} of the mass", "must hold the law: widen it")
     answer = exact_answer(op, question, "1")
     error = answer.stderr + lost * float(np.max(np.abs(phi(op.nodes))))

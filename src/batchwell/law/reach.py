@@ -21,8 +21,8 @@ CLOSING_STEPS = 3000
 ROOM = 3.0  # samples between what was found of a domain and the box around it
 
 
-def reachable_interval(sgd: SGD, x0: float, steps: int) -> tuple[float, float] | None:
-    """An interval that holds SGD with atoms for `steps` steps from x0 (1-D), else None.
+def reachable_interval(sgd: SGD, start: float, steps: int) -> tuple[float, float] | None:
+    """An interval that holds SGD with atoms for `steps` steps from `start` (1-D), else None.
 
     Found by stepping its ends: all images of a fine sample of the interval, with a margin
     of two sample distances on either side.
@@ -30,7 +30,7 @@ def reachable_interval(sgd: SGD, x0: float, steps: int) -> tuple[float, float] |
     step = kernel(sgd)
     if not isinstance(step, AtomKernel):
         return None
-    low = high = float(x0)
+    low = high = float(start)
     # Further steps than asked for: the set then closes, and no mass crosses its ends.
     for k in range(steps + CLOSING_STEPS):
         x = np.linspace(low, high, SAMPLES)
@@ -42,7 +42,7 @@ def reachable_interval(sgd: SGD, x0: float, steps: int) -> tuple[float, float] |
             raise InputError(
                 "learning_rate",
                 sgd.learning_rate,
-                f"lets SGD run away within {steps} steps from x0: lower it",
+                f"lets SGD run away within {steps} steps from the start: lower it",
             )
         if low - a < 1e-9 * (b - a) and b - high < 1e-9 * (b - a):
             break
@@ -51,15 +51,15 @@ def reachable_interval(sgd: SGD, x0: float, steps: int) -> tuple[float, float] |
     return low - margin, high + margin
 
 
-def reachable_box(sgd: SGD, x0: ArrayLike, steps: int, spread: float = 8.0) -> Floats:
-    """A box ((lower), (upper)) around the law of 2-D SGD from x0 up to `steps` steps.
+def reachable_box(sgd: SGD, start: ArrayLike, steps: int, spread: float = 8.0) -> Floats:
+    """A box ((lower), (upper)) around the law of 2-D SGD from `start` up to `steps` steps.
 
     Gradient descent's path, widened by `spread` standard deviations of the noise gathered along it
     (linearised).
     """
     from .fields import evaluate
 
-    x = np.asarray(x0, dtype=np.float64)
+    x = np.asarray(start, dtype=np.float64)
     d = len(x)
     covariance = np.zeros((d, d))
     low, high = x.copy(), x.copy()

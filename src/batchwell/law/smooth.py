@@ -31,11 +31,11 @@ TOLERANCE = 1e-12
 def smooth_expectation(
     diffusion: Diffusion,
     phi: Callable[[Floats], Floats],
-    x0: ArrayLike,
+    start: ArrayLike,
     steps: float,
     place: Any = None,
 ) -> Estimate:
-    """E phi(X_t), t = eta steps, of a 1-D or 2-D diffusion from x0; `phi` maps (m, d) to (m,).
+    """E phi(X_t), t = eta steps, of a 1-D or 2-D diffusion from `start`; `phi` maps (m, d) to (m,).
 
     The degree is raised until two agree to 1e-12; their distance is the stated error.
 
@@ -48,7 +48,7 @@ def smooth_expectation(
     Raises
     ------
     InputError
-        x0 outside the box, an end that nothing confines, or more than 2 dimensions.
+        `start` outside the box, an end that nothing confines, or more than 2 dimensions.
 
     Examples
     --------
@@ -57,10 +57,10 @@ def smooth_expectation(
     >>> round(smooth_expectation(flow, lambda x: x[:, 0] ** 2, [1.0], 10).value, 10)
     0.1785685191
     """
-    x = np.atleast_1d(np.asarray(x0, dtype=np.float64))
+    x = np.atleast_1d(np.asarray(start, dtype=np.float64))
     d = diffusion.dim
     require(d in (1, 2), "dim", d, "must be 1 or 2 here")
-    require(x.shape == (d,), "x0", x.shape, f"must have shape ({d},)")
+    require(x.shape == (d,), "start", x.shape, f"must have shape ({d},)")
     if d == 1:
         whole_line = (-np.inf, np.inf)
         ends = interval(diffusion, whole_line if place is None else place, (float(x[0]),))
@@ -69,7 +69,7 @@ def smooth_expectation(
         require(place is not None, "place", place, "must be given in 2 dimensions")
         bounds = np.asarray(place, dtype=np.float64)
     inside = bool(np.all(bounds[0] < x) and np.all(x < bounds[1]))
-    require(inside, "x0", x, "must lie inside the box")
+    require(inside, "start", x, "must lie inside the box")
     time = steps * diffusion.learning_rate
     best, error, used = np.nan, np.inf, 0
     for degree in DEGREES[d]:
@@ -107,11 +107,11 @@ def _collocate(
     diffusion: Diffusion,
     bounds: Floats,
     phi: Callable[[Floats], Floats],
-    x0: Floats,
+    start: Floats,
     time: float,
     degree: int,
 ) -> float:
-    d, count = len(x0), degree + 1
+    d, count = len(start), degree + 1
     half = (bounds[1] - bounds[0]) / 2
     t, first = _chebyshev(degree)
     # Reflecting ends: end values follow from the inner ones by u' = 0.
@@ -144,7 +144,7 @@ def _collocate(
     if d == 2:
         operator += (tensor[:, 0, 1] / half.prod())[:, None] * along(one, one)
     u = expm(time * operator) @ np.asarray(phi(y), dtype=np.float64)
-    weights = [_barycentric(t, (x0[i] - bounds[0, i]) / half[i] - 1) @ lift for i in range(d)]
+    weights = [_barycentric(t, (start[i] - bounds[0, i]) / half[i] - 1) @ lift for i in range(d)]
     return float(along(*weights) @ u)
 
 

@@ -20,7 +20,7 @@ from .questions import GridLaw
 MAX_POINTS = 2_000_000
 
 
-def enumerate_law(sgd: SGD, x0: ArrayLike, steps: int, merge: float = 1e-12) -> GridLaw:
+def enumerate_law(sgd: SGD, start: ArrayLike, steps: int, merge: float = 1e-12) -> GridLaw:
     """Exact law of SGD on finite data (or noise with atoms) after `steps` steps, any dimension.
 
     Every sequence of minibatches is walked; points closer than `merge` (relative to the largest
@@ -47,9 +47,9 @@ def enumerate_law(sgd: SGD, x0: ArrayLike, steps: int, merge: float = 1e-12) -> 
     step = kernel(sgd)
     if not isinstance(step, AtomKernel):
         raise InputError("noise", sgd.loss.name, "must have finitely many values to be enumerated")
-    points = np.atleast_1d(np.asarray(x0, dtype=np.float64))[None]
+    points = np.atleast_1d(np.asarray(start, dtype=np.float64))[None]
     d = sgd.loss.dim
-    require(points.shape == (1, d), "x0", points.shape[1:], f"must have shape ({d},)")
+    require(points.shape == (1, d), "start", points.shape[1:], f"must have shape ({d},)")
     mass: NDArray[np.float64] = np.ones(1)
     chances = step.batches.chances
     for k in range(whole("steps", steps, 0)):

@@ -32,7 +32,7 @@ NAME = "simulated pairs with martingale controls"
 
 
 def simulated(
-    sgd: SGD, order: int, phi: Phi, x0: Floats, steps: int, paths: int, seed: int
+    sgd: SGD, order: int, phi: Phi, start: Floats, steps: int, paths: int, seed: int
 ) -> tuple[Estimate, Estimate, Estimate]:
     """Error, E phi of SGD, E phi of its diffusion: a telescope of coupled levels.
 
@@ -46,7 +46,7 @@ def simulated(
     budget = whole("paths", paths, 2 * CHUNK) * PATH_COST
     require(sgd.momentum == 0, "momentum", sgd.momentum, "must be 0 here")
     flow = diffusion_approximation(sgd, order)
-    walk = _walks(sgd, flow, phi, x0, steps)
+    walk = _walks(sgd, flow, phi, start, steps)
     levels = [_Level(walk, k, seed) for k in range(3)]
     while True:
         noise, left = _sampling_error(levels), _left_open(levels)[1]
@@ -201,10 +201,10 @@ def _pictures(step: Step, covariance: Callable[[Array, Any], Array]) -> tuple[An
     return jax.jit(lambda x, h: step(x, jnp.zeros_like(x), h)), back
 
 
-def _control(maps: tuple[Any, Any], end: Any, x0: Floats, count: int, h: float) -> _Control:
+def _control(maps: tuple[Any, Any], end: Any, start: Floats, count: int, h: float) -> _Control:
     """Tables over `count` steps of length h; `end` gives slope and Hessian of phi."""
     move, back = maps
-    path = [jnp.asarray(x0)]
+    path = [jnp.asarray(start)]
     for _ in range(count):
         path.append(move(path[-1], h))
     p, curve = end(path[-1])
@@ -226,7 +226,7 @@ def _gain(x: Array, noise: Array, spread: Array, at: Any) -> Array:
 Walk = Callable[[np.random.Generator, int], tuple[Floats, Floats]]
 
 
-def _walks(sgd: SGD, flow: Diffusion, phi: Phi, x0: Floats, steps: int) -> Walk:
+def _walks(sgd: SGD, flow: Diffusion, phi: Phi, start: Floats, steps: int) -> Walk:
     """``walk(rng, level)``: controlled phi of the upper and of the lower process, (CHUNK,) each."""
     loss, eta = sgd.loss, sgd.learning_rate
     gaussian = loss.noise is not None and loss.noise.name == "gaussian"
@@ -280,12 +280,12 @@ def _walks(sgd: SGD, flow: Diffusion, phi: Phi, x0: Floats, steps: int) -> Walk:
     def control(level: int) -> _Control:
         """Of SGD (level -1), or of the diffusion at 2^level steps per step of SGD."""
         if level < 0:
-            return _control(maps[0], end, x0, steps, eta)
-        return _control(maps[1], end, x0, steps * 2**level, eta / 2**level)
+            return _control(maps[0], end, start, steps, eta)
+        return _control(maps[1], end, start, steps * 2**level, eta / 2**level)
 
     def walk(rng: np.random.Generator, level: int) -> tuple[Floats, Floats]:
-        start = np.broadcast_to(x0, (2 * CHUNK, len(x0))), np.zeros(2 * CHUNK)
-        upper, lower = start, start
+        first = np.broadcast_to(start, (2 * CHUNK, len(start))), np.zeros(2 * CHUNK)
+        upper, lower = first, first
         fine, empty = 2**level, np.zeros((2 * CHUNK, 0))
         above, below = control(level if level else -1), control(max(level - 1, 0))
         half = max(fine // 2, 1)

@@ -77,7 +77,9 @@ class Snapshots:
         }
 
 
-def snapshots(sgd: SGD, x0: ArrayLike, steps: Sequence[int], cells: int | None = None) -> Snapshots:
+def snapshots(
+    sgd: SGD, start: ArrayLike, steps: Sequence[int], cells: int | None = None
+) -> Snapshots:
     """Densities of SGD and of its diffusions of order 1 and 2 after some numbers of steps.
 
     Laws are compared on `cells` common cells per direction (200 in 1-D, 64 in 2-D), as SGD with
@@ -99,8 +101,8 @@ def snapshots(sgd: SGD, x0: ArrayLike, steps: Sequence[int], cells: int | None =
     times = tuple(sorted({whole("steps", s) for s in steps}))
     d = sgd.loss.dim
     require(d in (1, 2), "dim", d, "snapshots are drawn in one or two dimensions")
-    x = np.atleast_1d(np.asarray(x0, dtype=np.float64))
-    require(x.shape == (d,), "x0", x.shape, f"must have shape ({d},)")
+    x = np.atleast_1d(np.asarray(start, dtype=np.float64))
+    require(x.shape == (d,), "start", x.shape, f"must have shape ({d},)")
     box, chain = _held(sgd, x, times)
     flows = {f"order {o}": diffusion_approximation(sgd, o) for o in (1, 2)}
     rest = {k: grid_laws(v, box, x, times) for k, v in flows.items()}
@@ -130,17 +132,17 @@ def _variation(first: Floats, second: Floats) -> Floats:
     return gap.reshape(len(gap), -1).sum(axis=1) / 2
 
 
-def _held(sgd: SGD, x0: Floats, times: tuple[int, ...]) -> tuple[Floats, list[GridLaw]]:
+def _held(sgd: SGD, start: Floats, times: tuple[int, ...]) -> tuple[Floats, list[GridLaw]]:
     """A box that SGD does not leave, and its laws there."""
-    box = reachable_box(sgd, x0, max(times), REACH)
+    box = reachable_box(sgd, start, max(times), REACH)
     for _ in range(WIDENINGS):
-        laws = grid_laws(sgd, box, x0, times)
+        laws = grid_laws(sgd, box, start, times)
         if abs(laws[-1].lost) < LOST:
             return box, laws
         middle, half = box.mean(axis=0), 0.7 * (box[1] - box[0])
         box = np.stack([middle - half, middle + half])
     raise InputError(
-        "x0", x0.tolist(), f"no box holds the law from there: it loses {laws[-1].lost:.2g}"
+        "start", start.tolist(), f"no box holds the law from there: it loses {laws[-1].lost:.2g}"
     )
 
 

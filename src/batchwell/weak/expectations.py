@@ -53,7 +53,7 @@ def both_expectations(
     chosen: str,
     sgd: SGD,
     phi: Phi,
-    x0: Floats,
+    start: Floats,
     steps: int,
     orders: Sequence[int],
     paths: int,
@@ -61,29 +61,29 @@ def both_expectations(
 ) -> dict[int, tuple[Estimate, Estimate, Estimate]]:
     """For each order: error, E phi of SGD, E phi of the diffusion."""
     if chosen == "simulation":
-        return {o: simulated(sgd, o, phi, x0, steps, paths, seed) for o in orders}
+        return {o: simulated(sgd, o, phi, start, steps, paths, seed) for o in orders}
     expect = _by_moments if chosen == "moments" else _by_operators
-    chain = expect(sgd, phi, x0, steps)
+    chain = expect(sgd, phi, start, steps)
     out = {}
     for o in orders:
-        flow = expect(diffusion_approximation(sgd, o), phi, x0, steps)
+        flow = expect(diffusion_approximation(sgd, o), phi, start, steps)
         spread = chain.stderr + flow.stderr
         error = deterministic(chain.value - flow.value, spread, "1", chosen)
         out[o] = (error, chain, flow)
     return out
 
 
-def _by_moments(process: SGD | Diffusion, phi: Phi, x0: Floats, steps: int) -> Estimate:
-    parts = _quadratic_parts(phi, len(x0))
+def _by_moments(process: SGD | Diffusion, phi: Phi, start: Floats, steps: int) -> Estimate:
+    parts = _quadratic_parts(phi, len(start))
     require(parts is not None, "phi", "not of degree 2", "must be a polynomial of degree 2")
     assert parts is not None
     value, slope, curve = parts
-    law = moments(process, x0, steps)
+    law = moments(process, start, steps)
     result = value + slope @ law.mean + np.sum(curve * law.raw[1]) / 2
     return deterministic(float(result), 1e-14 * (1 + abs(float(result))), "1", "exact moments")
 
 
-def _by_operators(process: SGD | Diffusion, phi: Phi, x0: Floats, steps: int) -> Estimate:
+def _by_operators(process: SGD | Diffusion, phi: Phi, start: Floats, steps: int) -> Estimate:
     many = jax.jit(jax.vmap(phi))
 
     def values(points: Floats) -> Floats:
@@ -91,25 +91,27 @@ def _by_operators(process: SGD | Diffusion, phi: Phi, x0: Floats, steps: int) ->
 
     sgd = process if isinstance(process, SGD) else process.sgd
     assert sgd is not None
-    if len(x0) == 1:
+    if len(start) == 1:
         if isinstance(process, Diffusion):
-            return smooth_expectation(process, values, x0, steps)
-        return expectation(_line_operator(process, float(x0[0]), steps), values, x0, steps)
-    require(len(x0) == 2, "method", "operators", "is for 1 and 2 dimensions")
-    place: Any = reachable_box(sgd, x0, steps)
+            return smooth_expectation(process, values, start, steps)
+        return expectation(_line_operator(process, float(start[0]), steps), values, start, steps)
+    require(len(start) == 2, "method", "operators", "is for 1 and 2 dimensions")
+    place: Any = reachable_box(sgd, start, steps)
     if isinstance(process, Diffusion):
-        return smooth_expectation(process, values, x0, steps, place)
+        return smooth_expectation(process, values, start, steps, place)
     gaussian = sgd.loss.noise is not None and sgd.loss.noise.name == "gaussian"
     op = transfer_operator(process, place, method="nystrom" if gaussian else "spectral")
-    return expectation(op, values, x0, steps)
+    return expectation(op, values, start, steps)
 
 
-def _line_operator(sgd: SGD, x0: float, steps: int) -> Operator:
-    bounded = reachable_interval(sgd, x0, steps)
+def _line_operator(sgd: SGD, start: float, steps: int) -> Operator:
+    bounded = reachable_interval(sgd, start, steps)
     if bounded is not None:
         return transfer_operator(sgd, bounded, method="spectral")
     whole_line = (-math.inf, math.inf)
     noise = sgd.loss.noise
     # Kinks in the noise leave E phi smooth: a Gauss rule serves it better than split mass.
     light = noise is not None and noise.name in ("uniform", "laplace", "exponential")
-    return transfer_operator(sgd, whole_line, method="spectral" if light else "auto", include=(x0,))
+    return transfer_operator(
+        sgd, whole_line, method="spectral" if light else "auto", include=(start,)
+    )

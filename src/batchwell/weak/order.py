@@ -91,7 +91,7 @@ def weak_error(
     phi: Phi,
     horizon: float,
     learning_rates: Sequence[float],
-    x0: ArrayLike,
+    start: ArrayLike,
     method: str = "auto",
     paths: int = 100_000,
     seed: int = 0,
@@ -108,7 +108,7 @@ def weak_error(
         Time T = eta K; every learning rate must divide it.
     learning_rates
         At least two.
-    x0
+    start
         Start (d,).
     method
         "auto" takes the first of "moments" (quadratic loss, phi of degree 2), "operators" (1 and 2
@@ -128,12 +128,14 @@ def weak_error(
     >>> from batchwell import SGD, additive
     >>> sgd = SGD(additive(lambda x: x @ x / 2), learning_rate=0.1)
     >>> out = weak_error(
-    ...     sgd, 1, lambda x: x @ x, 1.0, [1 / 64, 1 / 128, 1 / 256, 1 / 512], x0=[1.0]
+    ...     sgd, 1, lambda x: x @ x, 1.0, [1 / 64, 1 / 128, 1 / 256, 1 / 512], start=[1.0]
     ... )
     >>> out.asymptotic, round(out.constant.value, 5)
     (True, -0.13534)
     """
-    return weak_errors(sgd, phi, horizon, learning_rates, x0, (order,), method, paths, seed)[order]
+    return weak_errors(sgd, phi, horizon, learning_rates, start, (order,), method, paths, seed)[
+        order
+    ]
 
 
 def weak_errors(
@@ -141,7 +143,7 @@ def weak_errors(
     phi: Phi,
     horizon: float,
     learning_rates: Sequence[float],
-    x0: ArrayLike,
+    start: ArrayLike,
     orders: Sequence[int] = (1, 2),
     method: str = "auto",
     paths: int = 100_000,
@@ -149,8 +151,8 @@ def weak_errors(
 ) -> dict[int, WeakError]:
     """`weak_error` for several orders at once; says where order 1 is the closer one."""
     etas = _check_rates(horizon, learning_rates)
-    x = np.asarray(x0, dtype=np.float64)
-    require(x.shape == (sgd.loss.dim,), "x0", x.shape, f"must have shape ({sgd.loss.dim},)")
+    x = np.asarray(start, dtype=np.float64)
+    require(x.shape == (sgd.loss.dim,), "start", x.shape, f"must have shape ({sgd.loss.dim},)")
     for order in orders:
         require(order in (1, 2), "order", order, "must be 1 or 2")
     chosen = choose(sgd, phi, one_of("method", method, METHODS))

@@ -48,7 +48,7 @@ class WeakStudy:
     ----------
     sgd
         At the largest of the learning rates: the one whose laws are shown.
-    x0, horizon, observable
+    start, horizon, observable
         Start (d,), time T = eta K, key of `OBSERVABLES`.
     errors
         Weak errors by order.
@@ -67,7 +67,7 @@ class WeakStudy:
     """
 
     sgd: SGD
-    x0: Floats
+    start: Floats
     horizon: float
     observable: str
     errors: dict[int, WeakError]
@@ -84,7 +84,7 @@ class WeakStudy:
             "loss": self.sgd.loss.name,
             "batch_size": self.sgd.batch_size,
             "sampling": self.sgd.sampling,
-            "x0": self.x0.tolist(),
+            "start": self.start.tolist(),
             "horizon": self.horizon,
             "observable": self.observable,
             "errors": {str(k): v.to_dict() for k, v in self.errors.items()},
@@ -96,7 +96,7 @@ class WeakStudy:
 
 def weak_study(
     sgd: SGD,
-    x0: ArrayLike,
+    start: ArrayLike,
     horizon: float,
     learning_rates: Sequence[float],
     observable: str = "square",
@@ -119,10 +119,10 @@ def weak_study(
     """
     begin = time.perf_counter()
     phi = OBSERVABLES[one_of("observable", observable, OBSERVABLES)].make(sgd.loss)
-    errors = weak_errors(sgd, phi, horizon, learning_rates, x0, orders, method, paths, seed)
+    errors = weak_errors(sgd, phi, horizon, learning_rates, start, orders, method, paths, seed)
     rates = next(iter(errors.values())).learning_rates
     largest = replace(sgd, learning_rate=rates[0])
-    x = np.atleast_1d(np.asarray(x0, dtype=np.float64))
+    x = np.atleast_1d(np.asarray(start, dtype=np.float64))
     pictures, no_pictures = _pictures(largest, x, horizon)
     minimum = minimum_near(sgd.loss, x)
     verdicts, no_verdicts = _verdicts(sgd, rates, minimum)
@@ -142,20 +142,24 @@ def weak_study(
     )
 
 
-def _pictures(sgd: SGD, x0: Floats, horizon: float) -> tuple[Snapshots | None, str]:
+def _pictures(sgd: SGD, start: Floats, horizon: float) -> tuple[Snapshots | None, str]:
     total = round(horizon / sgd.learning_rate)
     steps = sorted({max(1, round(total * share)) for share in (0.125, 0.25, 0.5, 1.0)})
     try:
-        return snapshots(sgd, x0, steps), ""
+        return snapshots(sgd, start, steps), ""
     except InputError as error:
         return None, str(error)
 
 
-def minimum_near(loss: StochasticLoss, x0: Floats) -> Floats:
-    """Where descent of F from x0 (d,) leads."""
+def minimum_near(loss: StochasticLoss, start: Floats) -> Floats:
+    """Where descent of F from `start` (d,) leads."""
     value, slope = jax.jit(loss.mean), jax.jit(loss.gradient)
     found = minimize(
-        lambda x: float(value(x)), x0, jac=lambda x: np.asarray(slope(x)), method="BFGS", tol=1e-9
+        lambda x: float(value(x)),
+        start,
+        jac=lambda x: np.asarray(slope(x)),
+        method="BFGS",
+        tol=1e-9,
     )
     return np.asarray(found.x, dtype=np.float64)
 

@@ -150,7 +150,7 @@ def _density(
     return Figure(
         "laws",
         "Laws of SGD and of its diffusions over time",
-        f"{what} All start at {_point(study.x0)}; η = {study.sgd.learning_rate:g}, batch size "
+        f"{what} All start at {_point(study.start)}; η = {study.sgd.learning_rate:g}, batch size "
         f"{study.sgd.batch_size}. SGD's law may consist of single points; here it is the mean over "
         "cells.",
         "How far the laws are apart is in the table of distances.",

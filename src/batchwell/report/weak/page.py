@@ -193,7 +193,7 @@ def _settings(study: WeakStudy, command: str) -> Section:
         "loss": study.sgd.loss.name,
         "batch size": str(study.sgd.batch_size),
         "sampling": study.sgd.sampling.replace("_", " "),
-        "start": ", ".join(f"{v:g}" for v in study.x0) or NOTHING,
+        "start": ", ".join(f"{v:g}" for v in study.start) or NOTHING,
         "horizon T": f"{study.horizon:g}",
         "observable": OBSERVABLES[study.observable].formula,
     }
