@@ -29,6 +29,10 @@ ACROSS = half_space([1.0], 1.0)
 UNIT = ball([0.0], 1.0)
 
 
+def square(x):
+    return x @ x
+
+
 def test_kramers_of_the_double_well():
     out = mean_exit_time(diffusion_approximation(SGD(WELL, 0.05)), [-1.0], ACROSS, "sharp")
     assert out.value * 0.05 == pytest.approx(math.pi * math.sqrt(2) * math.exp(10), rel=1e-4)
@@ -152,6 +156,53 @@ def test_splitting_needs_a_second_method_for_tiny_chances():
     assert "agrees" in second_opinion(first, first).notes[-1]
     other = mean_exit_time(SGD(WELL, 0.1), [-1.0], ACROSS, "law")
     assert "disagrees" in second_opinion(first, other).notes[-1]
+
+
+@pytest.mark.parametrize("scatter", [0.3, 0.9, 1.5])
+def test_interval_of_log_normal_replicas_covers(scatter):
+    # Mean 1. At least 90 % of 95 % intervals of 16 replicas: 1000 of them, 4 standard errors below.
+    from scipy.stats import t as student
+
+    from batchwell.exits.splitting import rate_to_time
+
+    rng = np.random.default_rng(8)
+    rates = np.exp(scatter * rng.standard_normal((1000, 16)) - scatter**2 / 2)
+    found = [rate_to_time(r, "replicas").interval for r in rates]
+    assert np.mean([low <= 1.0 <= high for low, high in found]) > 0.9 - 4 * 0.0095
+    # Negative control: Student's interval alone, where replicas scatter.
+    spread = student.ppf(0.975, 15) * rates.std(axis=1, ddof=1) / 4 / rates.mean(axis=1)
+    plain = np.mean(np.abs(np.log(rates.mean(axis=1))) <= spread)
+    assert plain < 0.85 or scatter < 1
+
+
+def test_a_mean_that_rests_on_few_replicas_is_not_called_reliable():
+    from batchwell.exits.compare import reliable
+
+    sgd = SGD(additive(lambda x: x @ x / 2), 0.014)  # 1.5e32 steps
+    exact = mean_exit_time(sgd, [0.0], UNIT, "law")
+    options = {"score": square, "seed": 2, "replicas": 8, "second": exact}
+    few = mean_exit_time(sgd, [0.0], UNIT, "splitting", particles=32, **options)
+    assert "raise particles to about" in few.notes[-1]
+    assert not reliable(few)
+    more = mean_exit_time(sgd, [0.0], UNIT, "splitting", particles=512, **options)
+    assert more.notes[-1].endswith("agrees: reliable")
+    assert abs(math.log(more.value / exact.value)) < 5 * more.stderr / more.value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eta", [0.0205, 0.014, 0.0106])
+def test_coverage_down_to_1e_minus_40(eta):
+    # 40 intervals of 95 % that hold 90 % by what log-normal replicas give: 4 standard errors below it.
+    sgd = SGD(additive(lambda x: x @ x / 2), eta)
+    exact = mean_exit_time(sgd, [0.0], UNIT, "law").value
+    options = {"particles": 128, "replicas": 16, "score": square}
+    hits = 0
+    for seed in range(40):
+        low, high = mean_exit_time(
+            sgd, [0.0], UNIT, "splitting", **options, seed=100 + seed
+        ).interval
+        hits += low <= exact <= high
+    assert hits >= 40 * 0.9 - 4 * math.sqrt(40 * 0.09)
 
 
 def test_crossings_tell_where_rare_paths_come_out():

@@ -30,8 +30,8 @@ from .regime import attractor, substeps_of
 from .scores import default_score
 
 UNSURE = 1e-12
-# Relative standard error beyond which the mean over replicas is that of a few of them.
-MOST_SCATTER = 0.5
+# Share of log-normal replicas that their mean has to rest on.
+CARRIED = 0.25
 STREAM = "splitting"
 # Replicas' trials are told apart by their index in one stream: room for this many each.
 ROOM = 2**40
@@ -260,30 +260,65 @@ def _answer(
         f"out {chance:.3g}"
     ]
     out = rate_to_time(rates, "adaptive multilevel splitting").with_notes(*notes)
-    relative = out.stderr / out.value
-    scatter = f"replicas scatter by {relative * math.sqrt(n):.0%}: raise particles"
-    if relative > MOST_SCATTER:
-        # Rates this skewed: a few replicas carry the mean, and no interval of theirs covers it.
-        out = out.with_notes(f"{scatter}; not reliable")
-    elif relative > 0.3:
-        out = out.with_notes(scatter)
-    return out if chance > UNSURE else second_opinion(out, second)
+    out = out if chance > UNSURE else second_opinion(out, second)
+    return out.with_notes(*_too_scattered(rates, particles))
+
+
+def _too_scattered(rates: np.ndarray, particles: int) -> tuple[str, ...]:
+    """Note that the mean rests on too few of the rates (n,), and how many particles it takes."""
+    n = len(rates)
+    # Of n log-normal numbers a mean weighs as many as n / exp(variance of the log).
+    if np.all(rates > 0):
+        count = n * math.exp(-float(np.log(rates).var(ddof=1)))
+    else:
+        count = float(rates.sum() ** 2 / np.sum(rates**2))
+    if count >= CARRIED * n:
+        return ()
+    # The log's variance falls like 1 / particles.
+    need = math.ceil(particles * math.log(n / count) / -math.log(CARRIED))
+    return (
+        f"the mean rests on {count:.2g} of {n} replicas: raise particles to about {need}; "
+        "not reliable",
+    )
 
 
 def rate_to_time(rates: np.ndarray, how: str) -> Estimate:
-    """Mean time from independent unbiased rates (n,), interval of its logarithm."""
+    """Mean time from independent unbiased rates (n,), interval of its logarithm.
+
+    Chances found by splitting are log-normal in the limit of many particles (Cerou & Guyader,
+    Stoch. Anal. Appl. 25 (2007), section 3; Guyader, Hengartner & Matzner-Lober, Appl. Math. Optim. 64
+    (2011)): where they scatter, most replicas lie below their mean and none may show it. The
+    interval is the wider one, at each end, of Student's for the mean and Cox's for a log-normal
+    mean, ``m + s^2/2 +- t sqrt(s^2/n + s^4/(2 (n-1)))`` in the logarithm (Zhou & Gao, Stat. Med. 16
+    (1997)); the standard error is the larger one.
+
+    Examples
+    --------
+    >>> out = rate_to_time(np.array([0.9, 1.0, 1.1, 1.0]) / 50, "an example")
+    >>> round(out.value, 6), round(out.stderr, 2)
+    (50.0, 2.06)
+    """
     from scipy.stats import t as student
 
     n = len(rates)
     rate, error = float(rates.mean()), float(rates.std(ddof=1) / math.sqrt(n))
-    spread = math.exp(float(student.ppf(0.975, n - 1)) * error / rate)
+    quantile, relative = float(student.ppf(0.975, n - 1)), error / rate
+    low, high = -quantile * relative, quantile * relative
+    if np.all(rates > 0):
+        logs = np.log(rates / rate)
+        variance = float(logs.var(ddof=1))
+        middle = float(logs.mean()) + variance / 2
+        spread = math.sqrt(variance / n + variance**2 / (2 * (n - 1)))
+        low = min(low, middle - quantile * spread)
+        high = max(high, middle + quantile * spread)
+        relative = max(relative, spread)
     value = 1.0 / rate
     return Estimate(
         value,
-        value * error / rate,
-        (value / spread, value * spread),
+        value * relative,
+        (value * math.exp(-high), value * math.exp(-low)),
         "steps",
-        f"{how}, t interval of the log over replicas",
+        f"{how}, t and log-normal interval over replicas",
         n,
     )
 
