@@ -15,6 +15,7 @@ from batchwell import (
 )
 from batchwell._jax import jnp
 from batchwell.errors import InputError, RunError
+from batchwell.exits import mean_exit_time
 from batchwell.saddles import (
     batch_size_law,
     escape_laws,
@@ -81,7 +82,7 @@ def test_almost_linear_law():
 
 def test_a_saddle_in_the_plane_uses_its_unstable_direction():
     plane = additive(lambda x: (x[1] ** 2 - x[0] ** 2) / 2, dim=2)
-    law = saddle_exit(SGD(plane, 0.02), [0.0, 0.0], ball([0.0, 0.0], 1.0))
+    law = saddle_exit(SGD(plane, 0.02), [0.0, 0.0], box([-1.0, -np.inf], [1.0, np.inf]))
     assert law.mean == pytest.approx(149.225941, abs=2e-3)
     np.testing.assert_allclose(law.direction, [1.0, 0.0], atol=1e-12)
 
@@ -131,6 +132,102 @@ def test_a_spiral_is_a_pair_of_equal_directions():
     found = saddle_exit(spiral, [0.0, 0.0], disc)
     assert found.mean == pytest.approx(saddle_exit(straight, [0.0, 0.0], disc).mean, rel=1e-4)
     assert any("spiral" in note for note in found.notes)
+
+
+def saddle_of(*rates):
+    slope = jnp.asarray(rates)
+    return additive(lambda x: -(slope * x) @ x / 2, dim=len(rates), scale=0.6)
+
+
+def test_the_stable_spread_counts_at_a_curved_boundary():
+    # Both against the generator of the diffusion on the disc, exact to its mesh.
+    eps, disc = 0.03, ball([0.0, 0.0], 0.9)
+    process = diffusion_approximation(SGD(saddle_of(1.3, -0.4), eps))
+    exact = mean_exit_time(process, [0.0, 0.0], disc, "law")
+    law = saddle_exit(process, [0.0, 0.0], disc)
+    assert abs(law.mean - exact.value) * eps < 1e-3
+    # Negative control: a slab in place of the disc is left later.
+    slab = saddle_exit(process, [0.0, 0.0], box([-0.9, -np.inf], [0.9, np.inf]))
+    assert (slab.mean - exact.value) * eps > 4e-3
+
+
+def test_fifty_stable_directions_shorten_the_way():
+    sgd, sphere = SGD(saddle_of(1.3, *[-0.7] * 49), 0.04, 4), ball([0.0] * 50, 1.1)
+    law = saddle_exit(sgd, [0.0] * 50, sphere)
+    seen = saddle_exit(sgd, [0.0] * 50, sphere, method="direct", paths=8192, seed=4)
+    assert abs(law.mean - seen.value) < 4 * seen.stderr
+    # Half of log(1 - |y|^2 / L^2) over the growth rate, |y|^2 = 49 eps .36 / 1.4.
+    alone = saddle_exit(SGD(saddle_of(1.3), 0.04, 4), [0.0], ball([0.0], 1.1)).mean
+    shorter = -0.5 * np.log(1 - 49 * 0.01 * 0.36 / 1.4 / 1.21) / np.log1p(0.052)
+    assert alone - law.mean == pytest.approx(shorter, rel=0.1)
+
+
+WELL = additive(lambda x: (x @ x - 1) ** 2 / 4)
+
+
+@pytest.mark.parametrize("chain", [True, False])
+def test_the_drift_s_curvature_is_in_the_constant(chain):
+    sgd = SGD(WELL, 0.02, 4)
+    process = sgd if chain else diffusion_approximation(sgd)
+    law, near = saddle_exit(process, [0.0], ball([0.0], 0.8)), ball([0.0], 0.8)
+    exact = mean_exit_time(process, [0.0], near, "law").value
+    # Beyond the constants the error is O(eps), eps = 0.005, over the slope there, 0.29, squared.
+    assert abs(law.mean - exact) * law.log_growth < 0.005
+    # x / sqrt(1 - x^2) grows linearly: in closed form.
+    assert law.reach[0] == pytest.approx(0.8 / 0.6, rel=2e-2 if chain else 1e-4)
+    # Negative control: the linear flow leaves earlier by log(1 / 0.6).
+    shorter = np.log(law.reach[0] / law.distance[0]) / law.log_growth
+    assert shorter * law.log_growth > 0.48
+
+
+def test_two_curved_unstable_directions_match_simulation():
+    def hills(x):
+        slopes = 1.2 * x[0] ** 2 + 0.5 * x[1] ** 2
+        return -slopes / 2 + 0.3 * x[0] ** 2 * x[1] + 0.2 * x[0] ** 4 + 0.1 * x[1] ** 4
+
+    sgd, disc = SGD(additive(hills, dim=2), 0.03, 8), ball([0.0, 0.0], 0.7)
+    law = saddle_exit(sgd, [0.0, 0.0], disc)
+    seen = saddle_exit(sgd, [0.0, 0.0], disc, method="direct", paths=8192)
+    assert abs(law.mean - seen.value) < 4 * seen.stderr
+    # Negative control: the same rates without curvature.
+    bare = saddle_exit(SGD(hill_of(1.2, 0.5), 0.03, 8), [0.0, 0.0], disc)
+    assert abs(bare.mean - seen.value) > 8 * seen.stderr
+
+
+def test_a_start_aside_in_the_stable_directions():
+    sgd, disc = SGD(saddle_of(1.3, -0.7), 0.04, 4), ball([0.0, 0.0], 1.1)
+    start = [0.3, 0.5]
+    law = saddle_exit(sgd, [0.0, 0.0], disc, start=start)
+    seen = saddle_exit(sgd, [0.0, 0.0], disc, start=start, method="direct", paths=8192)
+    assert abs(law.mean - seen.value) < 4 * seen.stderr + 0.05
+
+
+def test_momentum_grows_by_its_own_factor():
+    sgd, wide = SGD(additive(lambda x: -0.8 * (x @ x) / 2), 0.05, 1, momentum=0.9), ball([0.0], 2.0)
+    law = saddle_exit(sgd, [0.0], wide)
+    g = np.roots([1.0, -(1 + 0.9 + 0.05 * 0.8), 0.9]).max()
+    assert law.log_growth == pytest.approx(np.log(g))
+    seen = saddle_exit(sgd, [0.0], wide, method="direct", paths=8192)
+    assert abs(law.mean - seen.value) < 4 * seen.stderr + 0.3  # overshoot of steps with memory
+    # Negative control: the limit of small learning rates, growth 1 + 10 eta lambda.
+    assert abs(law.mean * np.log(g) / np.log(1.4) - seen.value) > 5
+
+
+def test_a_flow_that_rests_inside_is_no_exit():
+    with pytest.raises(InputError, match=r"stays inside near .*mean_exit_time from there"):
+        saddle_exit(SGD(WELL, 0.05), [0.0], ball([0.0], 2.0))
+    law = saddle_exit(SGD(WELL, 0.05, 4), [0.0], half_space([1.0], 0.5))
+    assert np.isinf(law.mean)
+    assert law.survival(1e4) == pytest.approx(0.5, abs=1e-6)
+    assert np.isinf(law.quantile(0.6))
+    assert np.isfinite(law.quantile(0.4))
+    assert "with chance 0.5" in law.notes[-1]
+
+
+def test_a_simulation_that_does_not_end_says_how_far_it_got():
+    half, options = half_space([1.0], 0.5), {"paths": 64, "horizon": 2000}
+    seen = saddle_exit(SGD(WELL, 0.05, 4), [0.0], half, method="direct", **options)
+    assert "still inside after 2000 steps" in seen.notes[-1]
 
 
 def test_sequences_add_up():

@@ -5,7 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from batchwell import SGD, RunError, additive, ball, box, finite_sum, half_space
+from batchwell import (
+    SGD,
+    RunError,
+    additive,
+    ball,
+    box,
+    diffusion,
+    diffusion_approximation,
+    finite_sum,
+    half_space,
+    problem,
+)
 from batchwell._jax import jnp
 from batchwell.action import hamiltonian, instantons
 from batchwell.action.symmetric import log_mean_symmetric
@@ -147,3 +158,54 @@ def test_the_next_order_of_the_shift_is_in_the_interval():
     exact = mean_exit_time(sgd, [0.2], domain, "law").value
     found = mean_exit_time(sgd, [0.2], domain, "sharp")
     assert found.interval[0] < exact < found.interval[1]
+
+
+@pytest.mark.parametrize("offset", [-0.2, 0.0, 0.05, 0.12, 0.3])
+@pytest.mark.parametrize("chain", [False, True])
+def test_a_boundary_near_the_saddle_is_seen(offset, chain):
+    """The tilted well's saddle lies at 0.0807: boundaries in front of it, at it and behind it."""
+    found = problem("tilted-well")
+    sgd = SGD(found.loss, 0.025)
+    process = sgd if chain else diffusion_approximation(sgd)
+    where = half_space([1.0], offset)
+    exact = mean_exit_time(process, found.start, where, "law").value
+    out = mean_exit_time(process, found.start, where, "sharp")
+    # The error that the law itself expects, eps / V and the size of steps: 4 to 6 %.
+    assert out.interval[0] < exact < out.interval[1]
+    assert abs(out.value / exact - 1) < 0.02
+
+
+def test_the_law_over_a_saddle_is_not_that_of_a_boundary_near_it():
+    """Negative control: 0.04 behind the saddle most crossings return."""
+    found = problem("tilted-well")
+    process = diffusion_approximation(SGD(found.loss, 0.025))
+    near, far = (
+        mean_exit_time(process, found.start, half_space([1.0], y), "sharp").value
+        for y in (0.12, 0.5)
+    )
+    assert 1.5 < far / near < 1.7
+
+
+def maier_stein(stable, beta, eps):
+    return diffusion(
+        lambda x: jnp.array(
+            [x[0] - x[0] ** 3 - beta * x[0] * x[1] ** 2, -stable * (1 + x[0] ** 2) * x[1]]
+        ),
+        lambda x: math.sqrt(eps) * jnp.eye(2),
+        dim=2,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stable", "beta", "note"), [(1.5, 20.0, "20 %"), (0.7, 8.0, "magnitude")])
+def test_two_paths_over_one_saddle_add_up_to_what_is_said(stable, beta, note):
+    process, where = maier_stein(stable, beta, 0.05), half_space([1.0, 0.0], 0.5)
+    out = mean_exit_time(process, [-1.0, 0.0], where, "sharp")
+    assert "2 way(s) out" in out.notes[0]
+    assert any("several paths" in text and note in text for text in out.notes)
+    seen = mean_exit_time(process, [-1.0, 0.0], where, "splitting", particles=256, threads=1)
+    low, high = out.interval
+    assert low < seen.interval[1]
+    assert seen.interval[0] < high
+    # Negative control: one path alone takes twice as long, which a range of 20 % excludes.
+    assert stable < 1 or 2 * low > seen.interval[1]

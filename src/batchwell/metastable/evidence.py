@@ -16,7 +16,7 @@ import numpy as np
 
 from .._jax import jax, jnp
 from ..action import FixedPoint, hamiltonian, instantons
-from ..domain import Domain, half_space
+from ..domain import Domain
 from ..dynamics import SGD, diffusion_approximation
 from ..ensemble import advance, start
 from ..errors import InputError, RunError, one_of
@@ -24,7 +24,7 @@ from ..estimate import Estimate
 from ..exits.channels import Channel
 from ..exits.crossings import crossings
 from ..exits.departures import relaxation_steps
-from ..exits.sharp import discrete_kramers, kramers
+from ..exits.sharp import discrete_kramers, isotropic, kramers
 from ..landscape import Landscape, Saddle
 from .states import StateMap
 
@@ -169,9 +169,8 @@ class _Rule:
     @classmethod
     def of(cls, sgd: SGD, minimum: np.ndarray, top: FixedPoint, options: dict[str, Any]) -> _Rule:
         h = hamiltonian(sgd)
-        isotropic = h.noise is not None and np.allclose(h.noise, h.noise[0, 0] * np.eye(h.dim))
         path = instantons(sgd, minimum, top.x, **options)[0]
-        if h.quadratic and isotropic and not sgd.momentum:
+        if isotropic(h) and not sgd.momentum:
             name = "discrete Eyring-Kramers law"
             return cls(name, minimum, Channel(path, top, False), True, SHARP_ERROR, 0.0)
         if sgd.momentum:
@@ -180,7 +179,7 @@ class _Rule:
         slow = instantons(diffusion, minimum, top.x, **options)[0]
         whole = hamiltonian(diffusion)
         way = Channel(slow, top, False)
-        log_time = kramers(diffusion, whole, minimum, way, half_space([1.0], 0.0))
+        log_time = kramers(whole, minimum, way)
         prefactor = log_time - slow.exponent - math.log(sgd.learning_rate)
         name = "least action of SGD, prefactor of its diffusion"
         return cls(name, minimum, Channel(path, top, False), False, ACTION_ERROR, prefactor)
@@ -190,8 +189,8 @@ class _Rule:
         path = replace(self.way.path, exponent=self.way.path.action / sgd.temperature)
         if not self.sharp:
             return path.exponent, path.exponent + self.prefactor
-        way, anywhere = replace(self.way, path=path), half_space([1.0], 0.0)
-        return path.exponent, discrete_kramers(sgd, hamiltonian(sgd), self.minimum, way, anywhere)
+        way = replace(self.way, path=path)
+        return path.exponent, discrete_kramers(sgd, hamiltonian(sgd), self.minimum, way)
 
 
 # -- splitting ---------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def saddle_exit(
     saddle
         A zero of the drift with at least one unstable direction.
     domain
-        With a level function; its distances along the fastest unstable direction count.
+        With a level function. Curvature of the drift on the way out and of the boundary count.
     start
         Off-centre start; the saddle itself by default.
     method
@@ -55,7 +55,7 @@ def saddle_exit(
 
     Examples
     --------
-    >>> from batchwell import additive, ball
+    >>> from batchwell import SGD, additive, ball
     >>> sgd = SGD(additive(lambda x: -(x @ x) / 2), learning_rate=0.02)
     >>> round(saddle_exit(sgd, [0.0], ball([0.0], 1.0)).mean, 1)  # exactly 149.226
     149.2
