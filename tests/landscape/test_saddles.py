@@ -17,8 +17,10 @@ from batchwell.landscape import (
     NOWHERE,
     UNDECIDED,
     UNLISTED,
+    Passage,
     basin_volumes,
     disconnectivity_tree,
+    explained,
     explore,
     extended,
     find_minima,
@@ -31,6 +33,7 @@ from batchwell.landscape import (
     survey,
     with_explored,
 )
+from batchwell.landscape.borders import borders
 from batchwell.studies.landscape_store import read_survey, survey_arrays
 from batchwell.symmetry import NONE
 
@@ -303,16 +306,45 @@ def test_a_survey_goes_on_without_the_paths_that_diverged():
     again, _, _ = read_survey(loss, NONE, *survey_arrays(done))
     assert again.diverged == (lost,)
     assert len(done.landscape.minima) == 3
-    assert done.explained == (1, 1)
+    assert done.explained == (1, 0, 1)
 
 
 def test_a_survey_joins_what_sgd_crossed():
     problem = bw.problem("himmelblau")
     done = survey(bw.SGD(problem.loss, 0.2, 1), [[3.0, 2.0]], steps=3000, every=20, seed=3, paths=8)
-    joined, seen = done.explained
+    joined, _, seen = done.explained
     assert seen >= 1
     assert joined == seen
-    assert all(count > 0 for count in done.crossed.values())
+    assert all(passage.times > 0 for passage in done.crossed.values())
+
+
+def test_a_crossing_without_a_pass_of_its_own_is_explained_by_lower_passes_around():
+    # Himmelblau's four minima lie in a ring of four passes: none joins those that face each other.
+    problem = bw.problem("himmelblau")
+    found = find_minima(problem.loss, GRIDS["himmelblau"][::3, ::3].reshape(-1, 2))
+    saddles = find_saddles(found)
+    tree = disconnectivity_tree(found, saddles)
+    joined = {tuple(sorted(s.ends)) for s in saddles}
+    across = next((i, j) for i in range(4) for j in range(i) if (j, i) not in joined)
+    pair, over = (across[1], across[0]), tree.heights[across]
+    assert explained({pair: Passage(3, over + 1e-9)}, found, saddles) == (0, 1, 1)
+    # Negative controls: crossed below the passes around; of unknown height; over to an own image.
+    assert explained({pair: Passage(3, over - 1e-9)}, found, saddles) == (0, 0, 1)
+    assert explained({pair: Passage(3)}, found, saddles) == (0, 0, 1)
+    assert explained({(1, 1): Passage(1, 1e9)}, found, saddles) == (0, 0, 1)
+    assert explained({min(joined): Passage(1)}, found, saddles) == (1, 0, 1)
+
+
+def test_borders_lie_between_basins():
+    problem = bw.problem("himmelblau")
+    found = find_minima(problem.loss, GRIDS["himmelblau"][::3, ::3].reshape(-1, 2))
+    ends = np.array([m.x for m in found.minima])
+    first, second = borders(found, ends[[0, 1, 2]], ends[[1, 2, 3]])
+    own = [m.attractor for m in found.minima]
+    assert quench(problem.loss, first, found.attractors).labels.tolist() == own[:3]
+    assert (quench(problem.loss, second, found.attractors).labels != own[:3]).all()
+    gaps = np.linalg.norm(second - first, axis=1) / np.linalg.norm(ends[:3] - ends[1:], axis=1)
+    assert gaps == pytest.approx(2.0**-12)
 
 
 def test_generalisation_is_a_rank_correlation_with_an_interval_and_may_be_no():

@@ -14,14 +14,16 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 
 from batchwell import SGD, additive, find_minima, problem
-from batchwell.errors import InputError
+from batchwell.errors import Divergence, InputError
 from batchwell.landscape import Landscape
 from batchwell.law import relaxation_time, stationary_expectation, transfer_operator
 from batchwell.metastable import (
     Looks,
+    Stage,
     TransitionRates,
     check_against_runs,
     count_jumps,
+    occupation,
     rates_from_counts,
     relaxation_times,
     stationary_law,
@@ -217,3 +219,46 @@ def test_a_basin_left_before_it_relaxes_is_said_to_remember() -> None:
 
     assert any("A, C are left before their flattest" in note for note in counted(2e-3))
     assert not any("left before their flattest" in note for note in counted(1.0))
+
+
+SHARP = additive(
+    lambda x: jnp.where(x[0] < 3, (x[0] ** 2 - 1) ** 2 / 4, 60.0 * (x[0] - 6) ** 2 - 5.0)
+)  # wells at -1 and 1, and one at 6 whose floor is too sharp for a learning rate of .3
+
+
+def test_paths_that_diverge_while_jumps_are_counted_are_named_and_the_others_kept() -> None:
+    found = find_minima(SHARP, [[-0.5], [0.5], [6.1]])
+    sgd = SGD(SHARP, 0.3)
+    counts = count_jumps(sgd, found, paths=16, looks=24, horizon=4000, seed=1)
+    sharp, elsewhere = 2, 3
+    assert {d.origin for d in counts.diverged} == {found.minima[sharp].label}
+    assert all(d.batch_size == 1 and d.learning_rate == 0.3 for d in counts.diverged)
+    # At 6 steps are x -> 6 - 35 (x - 6) + .3 noise: some four steps to a slope too steep to survive.
+    assert all(2 <= d.step <= 12 for d in counts.diverged)
+    # What left the sharp well and fell in no other one is elsewhere, and stays there.
+    assert counts.jumps[sharp, elsewhere] > 0
+    assert counts.jumps[elsewhere].sum() == 0
+    # The others jump as they do where none diverges.
+    alone = count_jumps(sgd, find_minima(SHARP, [[-0.5], [0.5]]), 16, 24, 4000, seed=1)
+    assert alone.diverged == ()  # the negative control
+    for i in (0, 1):
+        one, other = (c.exposure[i] / c.jumps[i].sum() for c in (counts, alone))
+        events = min(c.jumps[i].sum() for c in (counts, alone))
+        assert events > 5
+        assert abs(np.log(one / other)) < 4 * np.sqrt(2 / events)
+    rates = rates_from_counts(found, sgd, [counts], draws=8)
+    (note,) = [n for n in rates.notes if "diverged" in n]
+    assert "While jumps were counted (batch size 1, learning rate 0.3), path 32 from D (at" in note
+    assert "elsewhere from then on" in note
+    # Of a schedule started there the network says what became of the paths: most are elsewhere.
+    ended = occupation(rates.network, "D", [Stage(1, 40)])[-1]["elsewhere"].value
+    began = counts.jumps[sharp]
+    assert ended == pytest.approx(began[elsewhere] / began.sum(), abs=0.15)
+    assert ended > 0.5
+
+
+def test_where_all_counted_paths_diverge_the_error_says_so() -> None:
+    found = find_minima(SHARP, [[6.1]])
+    words = r"all 8 paths of SGD diverged \(batch size 1, learning rate 0.3\): path 0 from A \(at"
+    with pytest.raises(Divergence, match=words):
+        count_jumps(SGD(SHARP, 0.3), found, paths=8, looks=4, horizon=100)

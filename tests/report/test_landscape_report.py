@@ -129,7 +129,7 @@ def test_a_study_of_two_basins_from_end_to_end(done):
     assert result.missing == []
     assert len(result.landscape.minima) == 2
     assert [s.ends for s in result.saddles if s.joins] == [(0, 1)]
-    assert result.joined_crossings == (1, 1)
+    assert result.explained == (1, 0, 1)
     # Every schedule was run on as many paths, over the whole budget.
     assert {run.states.shape[1] for run in result.runs} == {96}
     assert all(abs(run.examples[-1] - 1000) <= 20 for run in result.runs)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from .attractors import UNDECIDED, Attractors
+from .diverged import Diverged, Survivors, diverged_note
 from .explore import Exploration, explore, with_explored
 from .generalisation import Generalisation, generalisation, held_out_scores
 from .minima import (
-    Diverged,
     Landscape,
     Minimum,
     classify,
@@ -21,7 +21,7 @@ from .quench import BasinMap, Quench, Runaway, basin, polish, quench, reach
 from .saddles import NOWHERE, UNLISTED, Saddle, find_saddles
 from .sharpness import Sharpness, sharpness
 from .stationary import StationaryPoint, stationary_points
-from .survey import Survey, relisted, survey
+from .survey import Explained, Passage, Survey, explained, relisted, survey
 from .tree import Branch, DisconnectivityTree, disconnectivity_tree
 from .volumes import basin_volumes
 
@@ -34,20 +34,25 @@ __all__ = [
     "Branch",
     "DisconnectivityTree",
     "Diverged",
+    "Explained",
     "Exploration",
     "Generalisation",
     "Landscape",
     "Minimum",
+    "Passage",
     "Quench",
     "Runaway",
     "Saddle",
     "Sharpness",
     "StationaryPoint",
     "Survey",
+    "Survivors",
     "basin",
     "basin_volumes",
     "classify",
     "disconnectivity_tree",
+    "diverged_note",
+    "explained",
     "explore",
     "extended",
     "find_minima",

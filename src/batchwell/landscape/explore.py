@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..dynamics import SGD
-from ..ensemble import advance_or_drop, start
+from ..ensemble import start
 from ..errors import require, whole
 from .attractors import UNDECIDED, Attractors
-from .minima import Diverged, Landscape, all_diverged, extended
+from .diverged import Diverged, Survivors
+from .minima import Landscape, extended
 from .quench import farthest_from, reach
 
 Progress = Callable[[int, int], None]
@@ -106,18 +107,14 @@ def explore(
     every = whole("every", every)
     looks = whole("steps", steps, every) // every
     known = landscape.attractors
-    state, farthest = start(sgd, x, len(x), seed, stream), farthest_from(x)
-    lost: list[Diverged] = []
+    state, stay = start(sgd, x, len(x), seed, stream), Survivors(farthest_from(x))
     labels: list[np.ndarray] = []
     points = [np.empty((0, 2, sgd.loss.dim))]
     now = state.x
     for look in range(looks + 1):
         last = now
         if look:
-            state, gone = advance_or_drop(sgd, state, every, farthest, threads=threads)
-            lost += [Diverged(p, t, sgd.batch_size, sgd.learning_rate) for p, t in gone.items()]
-            if not len(state.x):
-                raise all_diverged(lost)
+            state = stay.advance_some(sgd, state, every, threads)
             now = last.copy()
             now[state.paths] = state.x
         homes = np.unique(labels[-1]) if labels else np.zeros(0, int)
@@ -130,7 +127,7 @@ def explore(
             points.append(np.stack([last[moved], now[moved]], axis=1))
         if progress is not None:
             progress(look, looks)
-    return Exploration(np.array(labels), known, np.concatenate(points), every, tuple(lost))
+    return Exploration(np.array(labels), known, np.concatenate(points), every, tuple(stay.lost))
 
 
 def with_explored(landscape: Landscape, exploration: Exploration) -> Landscape:

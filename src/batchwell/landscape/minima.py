@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -17,7 +17,8 @@ from ..errors import Divergence, RunError, require
 from ..loss import StochasticLoss
 from ..symmetry import NONE, Symmetry
 from .attractors import UNDECIDED, Attractors, add_attractor
-from .quench import SAME_CENTER, Quench, Runaway, quench
+from .diverged import Diverged, diverged_note
+from .quench import SAME_CENTER, Quench, Runaway, quench, several
 from .spectrum import DENSE, curvature_and_noise
 
 LABELS = string.ascii_uppercase.replace("B", "")  # B is the batch size
@@ -59,28 +60,6 @@ class Minimum:
     alignment: float
     starts: int
     attractor: int
-
-
-@dataclass(frozen=True)
-class Diverged:
-    """A path of SGD that ran away while it explored.
-
-    Attributes
-    ----------
-    path, step
-        Its index, and the first SGD step after which it was no longer within 1e8 times the size of
-        the starts, or not finite.
-    batch_size, learning_rate
-        Of the exploring SGD.
-    """
-
-    path: int
-    step: int
-    batch_size: int
-    learning_rate: float
-
-    def __str__(self) -> str:
-        return f"path {self.path} (at step {self.step})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +112,7 @@ class Landscape:
         out, flat = [], self.undecided - len(self.runaways)
         if self.runaways:
             out.append(
-                f"Of {self.starts} starts, gradient flow from {_several(self.runaways)} runs away: "
+                f"Of {self.starts} starts, gradient flow from {several(self.runaways)} runs away: "
                 "the loss has no lower bound there. The others were kept."
             )
         if flat:
@@ -142,12 +121,8 @@ class Landscape:
                 "has flat directions, or falls ever more steeply, there (weight decay, "
                 "`symmetry.quotient` or `symmetry.fixing` would mend the former)."
             )
-        if self.diverged:
-            out.append(
-                f"While SGD explored ({_of(self.diverged)}), {_several(self.diverged)} diverged. "
-                "The others were kept; a smaller learning rate or a larger batch may keep all."
-            )
-        return tuple(out)
+        lost = diverged_note("While SGD explored", self.diverged, "The others were kept")
+        return (*out, *lost)
 
     def __getitem__(self, label: str) -> Minimum:
         """The minimum called `label`."""
@@ -197,7 +172,7 @@ def landscape_of(loss: StochasticLoss, symmetry: Symmetry, result: Quench) -> La
     reached = Counter(int(k) for k in result.labels if k != UNDECIDED)
     if not reached and result.runaways:
         raise Divergence(
-            f"gradient flow from {_several(result.runaways)} of {len(result.labels)} runs away "
+            f"gradient flow from {several(result.runaways)} of {len(result.labels)} runs away "
             "without end, and no other reached a minimum: the loss has no lower bound there"
         )
     if not reached:
@@ -223,23 +198,6 @@ def landscape_of(loss: StochasticLoss, symmetry: Symmetry, result: Quench) -> La
     return Landscape(
         loss, symmetry, minima, result.attractors, classes, result.labels, result.runaways
     )
-
-
-def all_diverged(lost: Sequence[Diverged]) -> Divergence:
-    """The error where no exploring path is left."""
-    return Divergence(
-        f"all {len(lost)} exploring paths of SGD diverged ({_of(lost)}): {_several(lost)}; lower "
-        "the learning rate or raise the batch size"
-    )
-
-
-def _of(lost: Sequence[Diverged]) -> str:
-    return f"batch size {lost[0].batch_size}, learning rate {lost[0].learning_rate:g}"
-
-
-def _several(rows: Sequence[Runaway | Diverged]) -> str:
-    named = ", ".join(str(r) for r in rows[:3])
-    return named if len(rows) <= 3 else f"{named} and {len(rows) - 3} more"
 
 
 def extended(landscape: Landscape, points: ArrayLike) -> Landscape:

@@ -8,7 +8,7 @@ found so join the known attractors, and the flow decides which is reached.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -160,6 +160,12 @@ def quench(
 def farthest_from(x: np.ndarray) -> float:
     """Size of a coordinate beyond which what began at the points `x` counts as run away."""
     return RUNAWAY * (1.0 + float(np.abs(x).max(initial=0.0)))
+
+
+def several(rows: Sequence[object]) -> str:
+    """The first three of `rows` by name, and how many more."""
+    named = ", ".join(str(r) for r in rows[:3])
+    return named if len(rows) <= 3 else f"{named} and {len(rows) - 3} more"
 
 
 def reach(

@@ -6,6 +6,9 @@ likelihood of a continuous-time Markov chain (Bladt & Sorensen, J. R. Statist. S
 (2005)); where jumps are rare within a lag they are the plain counts. Lags are about as long
 as stays: a look finds a share of paths astride a border, which come back as often as not, and a
 rate taken from short lags counts them as jumps (Prinz et al., J. Chem. Phys. 134, 174105 (2011)).
+
+A path that diverges has left its state for "elsewhere" and stays there: to leave it out would make
+the others' stays look longer.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from ..dynamics import SGD
-from ..ensemble import advance, start
+from ..ensemble import Ensemble, start
 from ..errors import require, whole
-from ..landscape import Landscape
+from ..landscape import Diverged, Landscape, Survivors
+from ..landscape.quench import farthest_from
 from .exponential import exponential, exponential_slope
 from .states import StateMap
 
@@ -71,6 +75,8 @@ class JumpCounts:
         ``looks[0].lag`` steps.
     unlisted
         How many minima were met that the landscape does not list.
+    diverged
+        Paths that ran away, pilots included: elsewhere from then on.
     """
 
     batch_size: int
@@ -80,6 +86,7 @@ class JumpCounts:
     first_exits: np.ndarray = field(repr=False)
     series: np.ndarray = field(repr=False)
     unlisted: int = 0
+    diverged: tuple[Diverged, ...] = ()
 
 
 def count_jumps(
@@ -100,7 +107,7 @@ def count_jumps(
     Some paths are followed through all their jumps, looked at about once per typical stay. From
     each minimum others are followed until they leave, looked at about once per stay there; where
     that shows fewer than `target` exits, more of them at longer intervals, up to `horizon`. What
-    quenches to no listed minimum is state m - 1, "elsewhere".
+    quenches to no listed minimum, or ran away, is state m - 1, "elsewhere".
 
     Parameters
     ----------
@@ -114,7 +121,8 @@ def count_jumps(
     InputError
         `horizon` shorter than one step per look.
     Divergence
-        A path left the finite numbers.
+        All paths that were to be followed through their jumps ran away (a smaller learning rate or
+        a larger batch may stay). Where others stay, those that ran away are named in `diverged`.
     """
     paths, looks, target = whole("paths", paths), whole("looks", looks, 2), whole("target", target)
     horizon = whole("horizon", horizon)
@@ -149,6 +157,7 @@ def count_jumps(
         watch.exits(stays, paths, horizon) if memory else np.empty((0, 4)),
         series,
         watch.states.unlisted,
+        tuple(watch.diverged),
     )
 
 
@@ -179,9 +188,12 @@ class _Watch:
         self.states = states
         self.minima = np.array([p.x for p in states.landscape.minima])
         self.m = len(self.minima) + 1
+        self.diverged: list[Diverged] = []
 
-    def begin(self, origin: np.ndarray, name: str) -> Any:
-        return start(self.sgd, self.minima[origin], len(origin), self.seed, self.stream + name)
+    def begin(self, origin: np.ndarray, name: str) -> tuple[Ensemble, Survivors]:
+        x0, known = self.minima[origin], self.states.landscape.minima
+        state = start(self.sgd, x0, len(origin), self.seed, self.stream + name)
+        return state, Survivors(farthest_from(self.minima), [known[i].label for i in origin])
 
     def typical_stays(self, horizon: int) -> np.ndarray:
         """Mean steps (m - 1,) until the pilot paths from each minimum were seen to have left.
@@ -189,28 +201,29 @@ class _Watch:
         They are looked at ever more rarely; at least about horizon where one never left.
         """
         origin = np.repeat(np.arange(self.m - 1), PILOT_PATHS)
-        state, at = self.begin(origin, "/pilot"), 1
+        (state, survivors), at = self.begin(origin, "/pilot"), 1
         total = np.zeros(self.m - 1)
-        while state.step < horizon:
-            last = state.step
-            state = advance(self.sgd, state, min(at, horizon) - last, threads=self.threads)
-            inside = self.states(state.x) == origin
-            np.add.at(total, origin[~inside], (last + state.step) / 2)
-            keep = np.flatnonzero(inside)
-            if not keep.size:
-                break
-            state, origin, at = state.take(keep), origin[keep], at * 2
-        else:
-            np.add.at(total, origin, PILOT_PATHS * horizon)
+        while len(state.paths) and state.step < horizon:
+            last, there = state.step, state.paths
+            state = survivors.advance(self.sgd, state, min(at, horizon) - last, self.threads)
+            inside = self.states(state.x) == origin[state.paths]
+            state, at = state.take(np.flatnonzero(inside)), at * 2
+            left = np.setdiff1d(there, state.paths)
+            np.add.at(total, origin[left], (last + state.step) / 2)
+        np.add.at(total, origin[state.paths], PILOT_PATHS * horizon)
+        self.diverged += survivors.lost
         return np.maximum(total / PILOT_PATHS, 1.0)
 
     def follow(self, origin: np.ndarray, lag: int) -> np.ndarray:
-        """States (paths, looks + 1) through all jumps."""
-        state, out = self.begin(origin, ""), [origin]
-        for _ in range(self.looks):
-            state = advance(self.sgd, state, lag, threads=self.threads)
-            out.append(self.states(state.x))
-        return np.stack(out, axis=1)
+        """States (paths, looks + 1) through all jumps; elsewhere once a path ran away."""
+        state, survivors = self.begin(origin, "")
+        out = np.full((len(origin), self.looks + 1), self.m - 1)
+        out[:, 0] = origin
+        for k in range(1, self.looks + 1):
+            state = survivors.advance_some(self.sgd, state, lag, self.threads)
+            out[state.paths, k] = self.states(state.x)
+        self.diverged += survivors.lost
+        return out
 
     def exits(self, stays: np.ndarray, paths: int, horizon: int) -> np.ndarray:
         """First exits, looked at `FINE` times per stay, from states that are left at all."""
@@ -226,17 +239,18 @@ class _Watch:
         self, origin: np.ndarray, lag: int, name: str, looks: int | None = None
     ) -> np.ndarray:
         """States (paths, looks + 1) until the first look outside the origin; then -1."""
-        state, rows = self.begin(origin, name), np.arange(len(origin))
+        state, survivors = self.begin(origin, name)
         looks = self.looks if looks is None else looks
         out = np.full((len(origin), looks + 1), -1)
         out[:, 0] = origin
         for k in range(1, looks + 1):
-            state = advance(self.sgd, state, lag, threads=self.threads)
-            out[rows, k] = self.states(state.x)
-            inside = out[rows, k] == origin[rows]
-            if not inside.any():
+            out[state.paths, k] = self.m - 1  # unless it is still there below
+            state = survivors.advance(self.sgd, state, lag, self.threads)
+            out[state.paths, k] = self.states(state.x)
+            state = state.take(np.flatnonzero(out[state.paths, k] == origin[state.paths]))
+            if not len(state.paths):
                 break
-            state, rows = state.take(np.flatnonzero(inside)), rows[inside]
+        self.diverged += survivors.lost
         return out
 
 

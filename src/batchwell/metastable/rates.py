@@ -12,7 +12,7 @@ import numpy as np
 from ..dynamics import SGD, Sampling
 from ..errors import InputError, require, whole
 from ..estimate import LEVEL, Estimate, exponential_mean
-from ..landscape import Landscape, Saddle
+from ..landscape import Landscape, Saddle, diverged_note
 from .evidence import Evidence, saddle_evidence, weighed
 from .jumps import JumpCounts, count_jumps
 from .memory import MemoryCheck, memory_checks, memory_note
@@ -28,6 +28,7 @@ from .regression import RateFit, Spreads, fit_rates
 
 Progress = Callable[[int, int], None]
 FEW = 3  # jumps below which a bound is given instead of a number
+GONE = f"They count as {ELSEWHERE} from then on"
 SEEN = 0.02  # expected jumps from which an edge is taken to exist
 
 
@@ -163,7 +164,7 @@ def transition_rates(
     InputError
         Batch sizes that do not increase or that the sampling mode does not allow.
     Divergence
-        A path left the finite numbers.
+        All paths at one batch size ran away; where only some do, the notes name them.
 
     Examples
     --------
@@ -230,7 +231,10 @@ def rates_from_counts(
     visited = steps.sum(axis=0) > 0
     named = [labels[i] for i in held if visited[i]]
     slow = _slow_states(landscape, sgd, counts)
-    notes = (memory_note(checks), *_slow_note(slow, labels), *_held_note(named), *lost)
+    away = [
+        note for c in counts for note in diverged_note("While jumps were counted", c.diverged, GONE)
+    ]
+    notes = (memory_note(checks), *_slow_note(slow, labels), *_held_note(named), *lost, *away)
     network = _network(landscape, labels, sgd, sizes, nodes, edges, fit, notes)
     return TransitionRates(
         network,

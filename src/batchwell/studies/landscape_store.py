@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from ..landscape import Diverged, Landscape, Minimum, Runaway, Saddle, Survey, letters, shapes
+from ..landscape import (
+    Diverged,
+    Landscape,
+    Minimum,
+    Passage,
+    Runaway,
+    Saddle,
+    Survey,
+    letters,
+    shapes,
+)
 from ..landscape.attractors import balls
 from ..loss import StochasticLoss
 from ..metastable import JumpCounts, Looks
@@ -43,7 +54,7 @@ def survey_arrays(found: Survey) -> tuple[dict[str, np.ndarray], dict[str, Any]]
             -1, 2, scape.loss.dim
         ),
         "saddle_gradient_norm": np.array([s.gradient_norm for s in saddles]),
-        "crossed": np.array([(*p, n) for p, n in pairs], dtype=int).reshape(-1, 3),
+        "crossed": np.array([(*pair, *seen) for pair, seen in pairs]).reshape(-1, 4),
     }
     return arrays, {"methods": [s.method for s in saddles]}
 
@@ -54,8 +65,8 @@ def _rows(vectors: list[np.ndarray], dim: int) -> np.ndarray:
 
 def read_survey(
     loss: StochasticLoss, symmetry: Symmetry, arrays: Arrays, facts: Facts
-) -> tuple[Landscape, tuple[Saddle, ...], dict[tuple[int, int], int]]:
-    """The landscape, its saddles, and how often SGD passed between which minima."""
+) -> tuple[Landscape, tuple[Saddle, ...], dict[tuple[int, int], Passage]]:
+    """The landscape, its saddles, and between which minima SGD passed, and how."""
     own = arrays["attractor"]
     x = arrays["centers"][own]
     rows = shapes(loss, x)
@@ -93,7 +104,7 @@ def read_survey(
         )
         for k, method in enumerate(facts["methods"])
     )
-    crossed = {(int(a), int(b)): int(n) for a, b, n in arrays["crossed"]}
+    crossed = {(int(a), int(b)): Passage(int(n), float(h)) for a, b, n, h in arrays["crossed"]}
     return scape, saddles, crossed
 
 
@@ -107,7 +118,8 @@ def write_counts(run: RunDirectory, name: str, counts: JumpCounts) -> None:
         "first_exits": counts.first_exits,
         "series": counts.series,
     }
-    run.write_chunk(name, arrays, {"unlisted": counts.unlisted})
+    lost = [asdict(path) for path in counts.diverged]
+    run.write_chunk(name, arrays, {"unlisted": counts.unlisted, "diverged": lost})
 
 
 def read_counts(batch_size: int, arrays: Arrays, facts: Facts) -> JumpCounts:
@@ -121,4 +133,5 @@ def read_counts(batch_size: int, arrays: Arrays, facts: Facts) -> JumpCounts:
         arrays["first_exits"],
         arrays["series"],
         int(facts["unlisted"]),
+        tuple(Diverged(**path) for path in facts["diverged"]),
     )

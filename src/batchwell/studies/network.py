@@ -17,6 +17,7 @@ from ..dynamics import SGD
 from ..ensemble import advance, start
 from ..landscape import (
     Landscape,
+    Passage,
     Saddle,
     Survey,
     find_minima,
@@ -47,7 +48,7 @@ from .plan import Plan
 MINIMA = "minima"
 EXPLORE_STEPS = 1500
 Progress = Callable[[int, int], None]
-Passes = dict[tuple[int, int], int]
+Passes = dict[tuple[int, int], Passage]
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def search(
         with tracked(stages, "searching minima", quiet) as tracker:
             if question is None:
                 report = tracker.report("random starts")
-                found = Survey(find_minima(loss, plan.starts(), symmetry, report), (), None)
+                found = Survey(find_minima(loss, plan.starts(), symmetry, report), (), None, {})
             else:
                 found = _survey(question, lambda stage, *done: tracker.report(stage)(*done))
         run.write_chunk(MINIMA, *survey_arrays(found))

@@ -11,10 +11,13 @@ import numpy as np
 from ...estimate import Estimate, share
 from ...landscape import (
     DisconnectivityTree,
+    Explained,
     Generalisation,
     Landscape,
+    Passage,
     Saddle,
     disconnectivity_tree,
+    explained,
 )
 from ...metastable import MarkovNetwork, Schedule, SchedulePlan, Stage, TransitionRates
 from ...metastable.network import from_draws, laws_over
@@ -69,7 +72,7 @@ class LandscapeResult:
     budget
         Examples that a schedule may use.
     landscape, saddles, crossings
-        Minima, passes, and how often SGD passed between which two minima.
+        Minima, passes, and between which two minima SGD was seen to pass.
     generalisation
         Scores of the minima on held-out examples; None if the problem has none.
     rates, plan, runs
@@ -82,7 +85,7 @@ class LandscapeResult:
     budget: int
     landscape: Landscape | None = None
     saddles: tuple[Saddle, ...] = ()
-    crossings: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    crossings: Mapping[tuple[int, int], Passage] = field(default_factory=dict)
     generalisation: Generalisation | None = None
     rates: TransitionRates | None = None
     plan: SchedulePlan | None = None
@@ -108,10 +111,10 @@ class LandscapeResult:
         return disconnectivity_tree(self.landscape, self.saddles)
 
     @property
-    def joined_crossings(self) -> tuple[int, int]:
-        """(pairs of minima that SGD passed between and a saddle joins, all such pairs)."""
-        joined = {(min(s.ends), max(s.ends)) for s in self.saddles}
-        return sum(pair in joined for pair in self.crossings), len(self.crossings)
+    def explained(self) -> Explained:
+        """How many of the pairs of minima that SGD passed between the saddles explain."""
+        assert self.landscape is not None
+        return explained(self.crossings, self.landscape, self.saddles)
 
 
 def quarters(network: MarkovNetwork) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ...landscape import Explained
 from ...metastable import escape_time
 from .. import wording
 from .reading import LandscapeResult, aimed, cells
@@ -98,13 +99,22 @@ def _landscape(result: LandscapeResult) -> str:
         f"{wording.counted(joins, 'pass', 'passes')} between two of them."
     )
     text = " ".join([text, *result.landscape.notes])
-    explained, total = result.joined_crossings
-    if total:
+    return f"{text}{_passages(result.explained)}"
+
+
+def _passages(seen: Explained) -> str:
+    if not seen.total:
+        return ""
+    text = (
+        f" Of {wording.counted(seen.total, 'pair')} of minima between which SGD was seen to pass, "
+        f"{seen.joined} are joined by a pass that was found"
+    )
+    if seen.around:
         text += (
-            f" Of {wording.counted(total, 'pair')} of minima between which SGD was seen to pass, "
-            f"{explained} are joined by a pass that was found."
+            f", and {seen.around} more by passes over other minima that lie lower than where SGD "
+            "crossed their border"
         )
-    return text
+    return f"{text}."
 
 
 def _stays(result: LandscapeResult) -> list[str]:
