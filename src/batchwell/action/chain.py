@@ -23,6 +23,7 @@ from .._jax import jax, jnp
 from ..domain import Domain
 from ..dynamics import SGD
 from ..errors import InputError, RunError, require, whole
+from ..points import point
 from .geometric import floor_needed
 from .hamiltonian import Hamiltonian, hamiltonian
 from .instanton import instantons
@@ -120,8 +121,8 @@ def chain_action(
     if not isinstance(sgd, SGD):
         raise InputError("sgd", type(sgd).__name__, "must be SGD: a diffusion has no steps")
     dim = sgd.loss.dim
-    x0 = _point("start", start, dim)
-    x1 = None if isinstance(end, Domain) else _point("end", end, dim)
+    x0 = point("start", start, dim)
+    x1 = None if isinstance(end, Domain) else point("end", end, dim)
     plain = hamiltonian(replace(sgd, momentum=0.0))
     rate = _rate(sgd, x0)
     _check_noise(plain, x0)
@@ -189,13 +190,6 @@ def _free_end(terms: _Terms, path: np.ndarray, domain: Domain) -> tuple[np.ndarr
     found = minimize(both, np.zeros(dim - 1), jac=True, method="BFGS", options={"gtol": 1e-9})
     both(found.x)
     return best[0], best[1]
-
-
-def _point(key: str, value: ArrayLike, dim: int) -> np.ndarray:
-    x = np.asarray(value, dtype=np.float64)
-    require(x.shape == (dim,), key, x.shape, f"must have shape ({dim},)")
-    require(bool(np.all(np.isfinite(x))), key, x, "must be finite")
-    return x
 
 
 def _rate(sgd: SGD, x: np.ndarray) -> float:

@@ -11,16 +11,12 @@ from numpy.typing import ArrayLike
 
 from .._jax import jax, jnp
 from ..domain import Domain
-from ..dynamics import SGD, Diffusion, Process
+from ..dynamics import SGD, Diffusion, Process, dimension
 from ..errors import InputError, require
 from ..loss import StochasticLoss
+from ..points import point
 
 Array = Any
-
-
-def dimension(process: Process) -> int:
-    """Dimension of the space that `process` moves in."""
-    return process.loss.dim if isinstance(process, SGD) else process.dim
 
 
 def drift_of(process: Process) -> Any:
@@ -63,10 +59,9 @@ def check_start(process: Process, start: ArrayLike, domain: Domain) -> np.ndarra
     InputError
         Wrong shape, not finite, domain of another dimension, or a start outside of it.
     """
-    x = np.asarray(start, dtype=np.float64)
     dim = dimension(process)
-    require(x.shape == (dim,), "start", x.shape, f"must have shape ({dim},)")
-    require(bool(np.all(np.isfinite(x))), "start", x, "must be finite")
+    x = point("start", start, dim)
+    require(isinstance(domain, Domain), "domain", domain, "must be a Domain, such as ball or box")
     require(domain.dim == dim, "domain", f"dimension {domain.dim}", f"must have dimension {dim}")
     require(bool(domain.contains(x)), "start", x, f"must lie inside the domain ({domain.name})")
     return x
