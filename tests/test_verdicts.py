@@ -1,5 +1,6 @@
 """Verdicts on the diffusion: numbers against exact answers, each verdict both ways."""
 
+import itertools
 import json
 import math
 
@@ -23,8 +24,8 @@ squares = finite_sum(lambda x, z: 0.5 * (z[0] @ x - z[1]) ** 2, ROWS, dim=2)
 LEAST = np.linalg.lstsq(*ROWS, rcond=None)[0]
 
 
-def parabola(law="gaussian"):
-    return additive(lambda x: x @ x / 2, law)
+def parabola(law="gaussian", scale=1.0):
+    return additive(lambda x: x @ x / 2, law, scale=scale)
 
 
 @pytest.mark.parametrize(
@@ -176,3 +177,47 @@ def test_refusals():
         validity(SGD(additive(lambda x: -x @ x), 0.1), [0.0])
     with pytest.raises(InputError, match="shape"):
         validity(SGD(parabola(), 0.1), [0.0, 1.0])
+
+
+ROOTS = np.array([1.0, 2.2, 0.5, 1.4]), np.array([0.3, -1.0, 2.0, 0.1])
+LINES = finite_sum(lambda x, z: (z[0] * x[0] - z[1]) ** 2 / 2, ROOTS, 1)
+
+
+@pytest.mark.parametrize("eta", [0.5, 0.55, 0.6])
+@pytest.mark.parametrize(
+    ("size", "sampling"),
+    [(1, "with_replacement"), (2, "with_replacement"), (2, "without_replacement")],
+)
+def test_kesten_exponent_of_every_batch(eta, size, sampling):
+    """E|1 - eta h|^kappa = 1 over all batches listed here by hand; a subset is no smaller batch."""
+    h, best = ROOTS[0] ** 2, ROOTS[0] @ ROOTS[1] / (ROOTS[0] @ ROOTS[0])
+    subset = sampling == "without_replacement"
+    every = itertools.combinations(h, size) if subset else itertools.product(h, repeat=size)
+    factors = np.abs(1 - eta * np.array([np.mean(batch) for batch in every]))
+    want = math.inf
+    if factors.max() > 1:
+        want = brentq(lambda k: np.log(np.mean(factors**k)), 1e-3, 1e3)
+    got = validity(SGD(LINES, eta, size, sampling), [best]).numbers["kesten_sgd"]
+    assert got == pytest.approx(want, rel=1e-9)
+
+
+def test_kesten_exponent_of_batches_too_many_to_list():
+    """200 alike copies of the four rows, in batches of two: nearly the chain on the four."""
+    many = finite_sum(LINES.function, tuple(np.tile(a, 200) for a in ROOTS), 1)
+    best = [ROOTS[0] @ ROOTS[1] / (ROOTS[0] @ ROOTS[0])]
+    few = validity(SGD(LINES, 0.55, 2), best).numbers["kesten_sgd"]
+    for sampling in ("with_replacement", "without_replacement"):
+        out = validity(SGD(many, 0.55, 2, sampling), best).numbers["kesten_sgd"]
+        assert out == pytest.approx(few, rel=0.06)  # four standard errors of 20000 draws
+
+
+@pytest.mark.parametrize(
+    "sgd", [SGD(LINES, 0.1, 4, "without_replacement"), SGD(parabola(scale=0.0), 0.1)]
+)
+def test_without_noise_both_stay(sgd, recwarn):
+    best = [ROOTS[0] @ ROOTS[1] / (ROOTS[0] @ ROOTS[0])] if sgd.loss.n else [0.0]
+    out = validity(sgd, best)
+    for use in ("stationary_variance", "tails", "escapes"):
+        assert out[use].trust == "yes"
+        assert "no noise" in out[use].reason
+    assert not recwarn.list

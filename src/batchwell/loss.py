@@ -19,6 +19,7 @@ from ._jax import jax, jnp, traced
 from .errors import InputError, require, whole
 from .linearity import affine_in
 from .noise import Noise, noise_law, product_rule
+from .points import numbers, point
 
 Array = Any
 LossFunction = Callable[[Array, Any], Array]
@@ -77,33 +78,33 @@ class StochasticLoss:
 
     def losses(self, x: Array) -> Array:
         """Loss of every node at x (d,): shape (m,)."""
-        return jax.vmap(self.function, in_axes=(None, 0))(x, self.nodes)
+        return jax.vmap(self.function, in_axes=(None, 0))(_real(x), self.nodes)
 
     def mean(self, x: Array) -> Array:
         """F(x) at x (d,): scalar."""
         if self.closed_mean is not None:
-            return self.closed_mean(x)
+            return self.closed_mean(_real(x))
         return jnp.dot(self.weights, self.losses(x))
 
     def gradient(self, x: Array) -> Array:
         """grad F(x) at x (d,): shape (d,)."""
-        return jax.grad(self.mean)(x)
+        return jax.grad(self.mean)(_real(x))
 
     def hessian(self, x: Array) -> Array:
         """Hessian of F at x (d,): shape (d, d)."""
-        return jax.hessian(self.mean)(x)
+        return jax.hessian(self.mean)(_real(x))
 
     def hessian_vector(self, x: Array, v: Array) -> Array:
         """Hessian of F at x times v, both (d,): shape (d,); no matrix is formed."""
-        return jax.jvp(self.gradient, (x,), (v,))[1]
+        return jax.jvp(self.gradient, (_real(x),), (_real(v),))[1]
 
     def example_gradient(self, x: Array, z: Any) -> Array:
         """Gradient of the loss of one example z at x (d,): shape (d,)."""
-        return jax.grad(self.function)(x, z)
+        return jax.grad(self.function)(_real(x), z)
 
     def example_gradients(self, x: Array) -> Array:
         """Gradients of all nodes at x (d,): shape (m, d)."""
-        return jax.vmap(jax.grad(self.function), in_axes=(None, 0))(x, self.nodes)
+        return jax.vmap(jax.grad(self.function), in_axes=(None, 0))(_real(x), self.nodes)
 
     def factor(self, x: Array) -> Array:
         """A matrix s (d, m) with s s^T = Sigma(x): weighted centred example gradients.
@@ -111,7 +112,7 @@ class StochasticLoss:
         For noise in few dimensions the square factor that `square_root` makes of Sigma: m = d.
         """
         if self.closed_factor is not None:
-            return self.closed_factor(x)
+            return self.closed_factor(_real(x))
         g = self.example_gradients(x)
         columns = (jnp.sqrt(self.weights)[:, None] * (g - self.weights @ g)).T
         return square_root(columns @ columns.T) if self.square else columns
@@ -144,7 +145,7 @@ class StochasticLoss:
     def covariance(self, x: Array) -> Array:
         """Sigma(x): covariance of ONE example's gradient at x (d,): shape (d, d)."""
         if self.closed_factor is not None:
-            s = self.closed_factor(x)
+            s = self.closed_factor(_real(x))
             return s @ s.T
         g = self.example_gradients(x)
         c = g - self.weights @ g
@@ -155,6 +156,13 @@ class StochasticLoss:
         g = self.example_gradients(x)
         c = g - self.weights @ g
         return jnp.einsum("m,mi,mj,mk->ijk", self.weights, c, c, c)
+
+
+def _real(x: Array) -> Array:
+    """Points given as whole numbers or lists as well; arrays of reals are left as they are."""
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return jnp.asarray(x, dtype=jnp.float64)
 
 
 def square_root(matrix: Array) -> Array:
@@ -200,6 +208,8 @@ def finite_sum(function: LossFunction, data: Any, dim: int, name: str = "loss") 
     (3, 1.5)
     """
     dim = whole("dim", dim)
+    if isinstance(data, list):  # rows of numbers, not a tree of arrays
+        data = numbers("data", data, "lists must be rows of numbers, all of one length")
     arrays = jax.tree.map(lambda a: np.asarray(a), data)
     leaves = jax.tree.leaves(arrays)
     require(bool(leaves), "data", data, "must hold at least one array")
@@ -304,7 +314,7 @@ def additive(
     0.49
     """
     dim = whole("dim", dim)
-    matrix = np.asarray(scale, dtype=np.float64)
+    matrix = numbers("scale", scale, "must be a number or a matrix")
     require(bool(np.all(np.isfinite(matrix))), "scale", scale, "must be finite")
     if matrix.ndim == 0:
         matrix = matrix * np.eye(dim)
@@ -343,9 +353,8 @@ def check_at(loss: StochasticLoss, x: ArrayLike, key: str = "loss") -> None:
     InputError
         Naming what was found and where.
     """
-    point = jnp.asarray(x, dtype=jnp.float64)
-    require(point.shape == (loss.dim,), "x", point.shape, f"must have shape ({loss.dim},)")
-    first, second = np.asarray(loss.losses(point)), np.asarray(loss.losses(point))
+    here = jnp.asarray(point("x", x, loss.dim))
+    first, second = np.asarray(loss.losses(here)), np.asarray(loss.losses(here))
     require(
         bool(np.array_equal(first, second, equal_nan=True)),
         key,
@@ -358,8 +367,8 @@ def check_at(loss: StochasticLoss, x: ArrayLike, key: str = "loss") -> None:
         f"not finite at x = {np.asarray(x)}",
         "must be finite where it is used",
     )
-    _check_derivative(loss, point, key)
-    _check_rise(loss, point, key)
+    _check_derivative(loss, here, key)
+    _check_rise(loss, here, key)
 
 
 def _check_derivative(loss: StochasticLoss, x: Array, key: str) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 from ._jax import jax, jnp
 from .errors import positive, require
 from .loss import StochasticLoss
+from .points import point
 
 Array = Any
 SAMPLES = 3  # points at which an invariance is checked
@@ -259,7 +260,6 @@ def null_directions(loss: StochasticLoss, x: ArrayLike, tolerance: float = 1e-8)
     >>> abs(null_directions(ring, [1.0, 0.0])).round(9).tolist()
     [[0.0, 1.0]]
     """
-    point = np.asarray(x, dtype=np.float64)
-    require(point.shape == (loss.dim,), "x", point.shape, f"must have shape ({loss.dim},)")
-    values, vectors = np.linalg.eigh(np.asarray(jax.jit(loss.hessian)(jnp.asarray(point))))
+    here = jnp.asarray(point("x", x, loss.dim))
+    values, vectors = np.linalg.eigh(np.asarray(jax.jit(loss.hessian)(here)))
     return np.asarray(vectors[:, np.abs(values) <= tolerance * np.abs(values).max()].T)

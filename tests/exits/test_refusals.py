@@ -32,9 +32,9 @@ def exits(*words, start=(-1.0,), domain=LEFT, process=WELL, **options):
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
-        (exits(start=["a"]), r"start = \['a'\]: must be 1 numbers"),
-        (exits(start=[[1], [2, 3]]), r"start = .*must be 1 numbers"),
-        (exits(start=[1j]), r"start = \[1j\]: must be 1 numbers"),
+        (exits(start=["a"]), r"start = \['a'\]: must be a point of shape"),
+        (exits(start=[[1], [2, 3]]), r"start = .*must be a point of shape"),
+        (exits(start=[1j]), r"start = \[1j\]: must be a point of shape"),
         (exits(domain=None), r"domain = 'NoneType': must be made by ball, box"),
         (exits(process=WELL.loss), r"process = 'StochasticLoss': must be SGD or a diffusion"),
         (exits(path=64), r"option = 'path': must be one of paths, .*did you mean paths\?"),
@@ -67,9 +67,9 @@ def exits(*words, start=(-1.0,), domain=LEFT, process=WELL, **options):
             lambda: compare_exit_times(WELL, [-1.0], LEFT, ["direct"], {"direct": {"path": 2}}),
             r"option = 'path': .*did you mean paths\?",
         ),
-        (lambda: quasi_potential(WELL, "a", [0.0]), r"start = 'a': must be 1 numbers"),
+        (lambda: quasi_potential(WELL, "a", [0.0]), r"start = 'a': must be a point of shape"),
         (lambda: quasi_potential(WELL, [-1.0], [0.0], ordr=3), r"option = 'ordr': .*mean order"),
-        (lambda: saddle_exit(WELL, "a", AROUND), r"saddle = 'a': must be 1 numbers"),
+        (lambda: saddle_exit(WELL, "a", AROUND), r"saddle = 'a': must be a point of shape"),
         (
             lambda: saddle_exit(WELL, [0.0], AROUND, paths=5),
             r"option = 'paths': the law takes none",

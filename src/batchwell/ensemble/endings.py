@@ -96,6 +96,7 @@ def first_exits(
         A path left the finite numbers: says which path and at which step.
     """
     horizon = whole("horizon", horizon)
+    require(isinstance(domain, Domain), "domain", domain, "must be a Domain, such as ball or box")
     if domain.needs_quench:
         raise InputError("domain", domain.name, "must have a level function here")
     state = start(process, x0, paths, seed, stream, substeps)

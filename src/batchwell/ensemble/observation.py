@@ -9,7 +9,7 @@ from typing import Any, Unpack, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..dynamics import Process
+from ..dynamics import Process, dimension
 from ..errors import require, whole
 from . import fused, xla
 from .choice import loops_for
@@ -21,7 +21,6 @@ from .paths import (
     Ensemble,
     Progress,
     check_finite,
-    dimension,
     stepper_of,
     time_blocks,
 )

@@ -78,6 +78,7 @@ def checked(process: Process, substeps: int, options: dict[str, Any]) -> Setting
     InputError
         Naming the option, its value and what is allowed.
     """
+    whole("substeps", substeps)
     unknown = sorted(set(options) - set(Options.__annotations__))
     require(not unknown, "options", unknown, "must be among " + ", ".join(Options.__annotations__))
     out = Settings(**options)

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._jax import jax
-from ..dynamics import SGD, Process
+from ..dynamics import SGD, Process, dimension
 from ..errors import Divergence, require, whole
+from ..points import numbers
 from ..streams import path_states
 from . import fused, xla
 from .choice import engine_for
@@ -55,11 +56,6 @@ class Ensemble:
         return replace(
             self, x=self.x[keep], rng=self.rng[keep], memory=memory, paths=self.paths[keep]
         )
-
-
-def dimension(process: Process) -> int:
-    """Dimension of the space that `process` moves in."""
-    return process.loss.dim if isinstance(process, SGD) else process.dim
 
 
 def start(
@@ -114,8 +110,8 @@ def _memory(process: Process, x: np.ndarray) -> Any:
 
 
 def _starts(x0: ArrayLike, count: int, dim: int) -> np.ndarray:
-    x = np.asarray(x0, dtype=np.float64)
-    if x.shape == (dim,):
+    x = numbers("x0", x0, f"must be points of shape ({dim},) or ({count}, {dim})")
+    if x.shape == (dim,) or (dim == 1 and x.ndim == 0):
         x = np.broadcast_to(x, (count, dim))
     require(x.shape == (count, dim), "x0", x.shape, f"must have shape ({dim},) or ({count}, {dim})")
     require(bool(np.all(np.isfinite(x))), "x0", x0, "must be finite")
@@ -233,6 +229,7 @@ def positions(
     >>> positions(sgd, [1.0], at=[0, 10], paths=3, seed=1).shape
     (2, 3, 1)
     """
+    require(np.ndim(at) == 1 and len(at) > 0, "at", at, "must be a list of steps")
     times = [whole("at", t, 0) for t in at]
     require(times == sorted(times), "at", at, "must not decrease")
     state = start(process, x0, paths, seed, stream, substeps)

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._jax import jax, jnp, serial
-from ..errors import positive, require
+from ..errors import positive
 from ..estimate import Estimate
 from ..loss import StochasticLoss
+from ..points import point
 from ..streams import generator
 from .spectrum import DENSE, extreme_modes, hessian_spectrum
 
@@ -81,20 +82,19 @@ def sharpness(
     ... )
     (6.0, 8.0, 1.25, 0.03)
     """
-    point = np.asarray(x, dtype=np.float64)
-    require(point.shape == (loss.dim,), "x", point.shape, f"must have shape ({loss.dim},)")
+    centre = point("x", x, loss.dim)
     positive("radius", radius)
     positive("scale", scale)
     loss = loss.free or loss
     if loss.dim <= DENSE:
-        values = hessian_spectrum(loss, point)
+        values = hessian_spectrum(loss, centre)
         largest, way = float(values[-1]), None
         trace, size = _exact(values.sum()), _exact(np.sum(values / (values + scale)))
     else:
-        top, vectors = extreme_modes(loss, point, 1, "LA")
+        top, vectors = extreme_modes(loss, centre, 1, "LA")
         largest, way = float(top[0]), vectors[:, 0]
-        trace, size = _stochastic(loss, point, scale)
-    increase = _worst(loss, point, radius, way)
+        trace, size = _stochastic(loss, centre, scale)
+    increase = _worst(loss, centre, radius, way)
     return Sharpness(largest, trace, size, increase, radius, scale)
 
 

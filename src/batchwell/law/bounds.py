@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.sparse.linalg import splu
 
@@ -28,6 +28,7 @@ from ..domain import Domain
 from ..dynamics import SGD
 from ..errors import InputError, RunError, require, whole
 from ..estimate import Estimate
+from ..points import point
 from .interval import interval
 from .kernel import AtomKernel, kernel
 from .memory import check_bytes
@@ -67,7 +68,7 @@ class _Cells:
 
 
 def exit_time_bounds(
-    sgd: SGD, place: Domain | Sequence[float], start: float, cells: int = CELLS
+    sgd: SGD, place: Domain | Sequence[float], start: ArrayLike, cells: int = CELLS
 ) -> Estimate:
     """Mean SGD steps until the exit from `start`, enclosed from both sides (finite data, 1-D).
 
@@ -99,9 +100,9 @@ def exit_time_bounds(
     True
     """
     step, grid = _cells(sgd, place, cells)
-    inside = grid.edges[0] < start < grid.edges[-1]
-    require(bool(inside), "start", start, "must lie inside the interval")
-    bounds = [_at(step, grid, _extreme_times(grid, side), float(start)) for side in (-1, 1)]
+    x = float(point("start", start, 1)[0])
+    require(grid.edges[0] < x < grid.edges[-1], "start", x, "must lie inside the interval")
+    bounds = [_at(step, grid, _extreme_times(grid, side), x) for side in (-1, 1)]
     low, high = bounds
     middle = math.sqrt(low * high) if math.isfinite(high) else low
     note = f"two-sided bounds on {len(grid.edges) - 1} cells"

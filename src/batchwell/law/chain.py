@@ -18,11 +18,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from ..dynamics import SGD
+from ..dynamics import SGD, need_sgd
 from ..errors import InputError, one_of, require, whole
+from ..points import numbers, point
 from .fields import evaluate
 from .interval import Interval, Place, interval
 from .kernel import AtomKernel, DensityKernel, Kernel, RuleKernel, kernel, points_of
@@ -118,11 +119,17 @@ def _nystrom_on(
         return _close_open_ends(ends, rates, exits)
 
     name = f"transfer operator, Gauss-Legendre panels, {len(y)} nodes"
-    return _operator(y, w, row, coarse, name)
+    return _operator(ends, y, w, row, coarse, name)
 
 
 def _operator(
-    y: Floats, w: Floats, row: Row, coarse: Operator | None, method: str, **more: Any
+    ends: Interval,
+    y: Floats,
+    w: Floats,
+    row: Row,
+    coarse: Operator | None,
+    method: str,
+    **more: Any,
 ) -> Operator:
     """The operator whose rows at its own nodes y (n,), of weights w (n,), are ``row(y)``."""
     rates, exits = row(y[:, None])
@@ -136,6 +143,7 @@ def _operator(
         row,
         coarse=coarse,
         method=method,
+        inside=ends.holds,
         **more,
     )
 
@@ -175,7 +183,7 @@ def _hat_on(step: Kernel, ends: Interval, count: int, coarse: Operator | None) -
     w = np.full(count, ends.width / (count - 1))
     w[[0, -1]] /= 2
     name = f"transfer operator, mass-conserving push-forward, {count} nodes"
-    return _operator(y, w, row, coarse, name, order=2, image=_image(step, y))
+    return _operator(ends, y, w, row, coarse, name, order=2, image=_image(step, y))
 
 
 def _image(step: Kernel | RuleKernel, y: Floats) -> Floats:
@@ -286,7 +294,7 @@ def _spectral_on(
         return rates, exits
 
     name = f"backward master equation, polynomial panels, {n} nodes"
-    return _operator(y, w, row, coarse, name, positive=False, image=_image(step, y))
+    return _operator(ends, y, w, row, coarse, name, positive=False, image=_image(step, y))
 
 
 def panel_interpolation(edges: Floats, q: int) -> Callable[[Floats], tuple[Any, Floats]]:
@@ -319,7 +327,7 @@ def exit_time_map(
     place: Place,
     learning_rates: Sequence[float],
     batch_sizes: Sequence[int],
-    start: float,
+    start: ArrayLike,
 ) -> Floats:
     """Mean exit times in SGD steps over a table of learning rates and batch sizes (1-D).
 
@@ -344,22 +352,29 @@ def exit_time_map(
     >>> exit_time_map(sgd, (-1, 1), [0.1, 0.2], [1, 2], 0.0).round(1).tolist()
     [[117280.4, 1687767288.5], [559.9, 53697.2]]
     """
-    ends = interval(sgd, place)
+    ends = interval(need_sgd(sgd), place)
     require(not (ends.open_lower or ends.open_upper), "interval", place, "must have finite ends")
+    x = point("start", start, 1)
+    require(ends.holds(x), "start", x, "must lie inside the interval")
+    rates = np.atleast_1d(numbers("learning_rates", learning_rates))
+    sizes = np.atleast_1d(np.asarray(batch_sizes))
+    require(
+        rates.size > 0 and sizes.size > 0, "learning_rates", learning_rates, "must not be empty"
+    )
     cases = [
-        _MapCase.of(replace(sgd, learning_rate=float(eta), batch_size=int(b)), ends)
-        for eta in learning_rates
-        for b in batch_sizes
+        _MapCase.of(replace(sgd, learning_rate=float(eta), batch_size=b), ends)
+        for eta in rates
+        for b in sizes
     ]
-    points = np.concatenate([c.points(start) for c in cases])[:, None]
+    points = np.concatenate([c.points(x) for c in cases])[:, None]
     gradient = evaluate(sgd.loss, "gradient", points)[:, 0]
     slope = cases[0].kernel.spread(points) / -cases[0].kernel.sgd.learning_rate
     stops = np.cumsum([0, *(len(c.nodes) + 1 for c in cases)])
     times = [
-        c.time(start, gradient[a:b], slope[a:b])
+        c.time(x, gradient[a:b], slope[a:b])
         for c, a, b in zip(cases, stops[:-1], stops[1:], strict=True)
     ]
-    return np.reshape(times, (len(learning_rates), len(batch_sizes)))
+    return np.reshape(times, (rates.size, sizes.size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -377,10 +392,10 @@ class _MapCase:
         edges = _panel_edges(step, ends, None, MAP_PANEL_WIDTH)
         return cls(step, ends, *_panel_nodes(edges, PANEL))
 
-    def points(self, start: float) -> Floats:
+    def points(self, start: Floats) -> Floats:
         return np.append(self.nodes, start)
 
-    def time(self, start: float, gradient: Floats, slope: Floats) -> float:
+    def time(self, start: Floats, gradient: Floats, slope: Floats) -> float:
         eta = self.kernel.sgd.learning_rate
         centre, spread = self.points(start) - eta * gradient, -eta * slope
         z = (self.nodes - centre[:, None]) / spread[:, None]

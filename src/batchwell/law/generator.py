@@ -23,6 +23,7 @@ from scipy.spatial import cKDTree
 from ..domain import Domain
 from ..dynamics import Diffusion
 from ..errors import InputError, one_of, require, whole
+from ..points import numbers
 from .fields import evaluate
 from .interpolation import Interpolation
 from .interval import Place, interval
@@ -153,6 +154,8 @@ def generator(
     >>> round(exit_time(generator(ou, (-1, 1)), [0.0]).value, 10)
     4.5016024162
     """
+    kind = type(diffusion).__name__
+    require(isinstance(diffusion, Diffusion), "diffusion", kind, "must be a Diffusion of SGD's")
     require(
         diffusion.dim <= 3,
         "dim",
@@ -196,7 +199,7 @@ def _grid(
         return Grid(np.array([ends.lower]), np.array([ends.upper]), (count,), sides)
     shape = _shape(nodes, d)
     if not isinstance(place, Domain):
-        box = np.asarray(place, dtype=np.float64)
+        box = numbers("place", place, f"must be two finite corners of a box in {d} dimensions")
         require(
             box.shape == (2, d) and bool(np.all(np.isfinite(box)) and np.all(box[0] < box[1])),
             "place",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..domain import Domain
 from ..dynamics import SGD, Diffusion, Process
 from ..errors import InputError, require
+from ..points import numbers
 from .fields import evaluate
 
 Floats = NDArray[np.float64]
@@ -29,6 +30,11 @@ class Interval:
     upper: float
     open_lower: bool = False
     open_upper: bool = False
+
+    def holds(self, x: Floats) -> bool:
+        """Whether x (1,) lies inside; all beyond a cut end does."""
+        above = self.open_lower or self.lower < x[0]
+        return bool(above and (self.open_upper or x[0] < self.upper))
 
     @property
     def width(self) -> float:
@@ -63,14 +69,10 @@ def interval(process: Process, place: Place, include: Sequence[float] = ()) -> I
 
 def _ends(place: Place) -> tuple[float, float]:
     if not isinstance(place, Domain):
-        ends = tuple(float(v) for v in place)
-        require(
-            len(ends) == 2 and not any(map(math.isnan, ends)),
-            "interval",
-            place,
-            "must be (lower, upper)",
-        )
-        return ends[0], ends[1]
+        ends = numbers("interval", place, "must be (lower, upper)")
+        good = ends.shape == (2,) and not np.any(np.isnan(ends))
+        require(good, "interval", place, "must be (lower, upper)")
+        return float(ends[0]), float(ends[1])
     require(
         place.dim == 1 and not place.needs_quench,
         "domain",

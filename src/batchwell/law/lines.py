@@ -106,6 +106,7 @@ def _on(step: DensityKernel, place: _Place, count: int, coarse: Operator | None)
         order=2,
         coarse=coarse,
         method=f"transfer operator, push-forward along lines, {count} x {count} cells",
+        inside=place.domain.contains,
     )
 
 

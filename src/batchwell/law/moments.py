@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._jax import jnp
-from ..dynamics import SGD, Diffusion, Process, diffusion_approximation
+from ..dynamics import SGD, Diffusion, Process, diffusion_approximation, dimension
 from ..errors import require, whole
 from ..loss import StochasticLoss
+from ..points import point
 from .affine import affine_gradients, epoch_operator, flow_operator, step_operator
 
 Floats = NDArray[np.float64]
@@ -108,9 +109,8 @@ def moments(process: Process, start: ArrayLike, steps: float, order: int = 2) ->
     0.1785685191
     """
     order = _order(order)
-    d = process.loss.dim if isinstance(process, SGD) else process.dim
-    x = np.asarray(start, dtype=np.float64)
-    require(x.shape == (d,), "start", x.shape, f"must have shape ({d},)")
+    d = dimension(process)
+    x = point("start", start, d)
     side = 1 + d + (d if isinstance(process, SGD) and process.momentum else 0)
     y = np.zeros(side)
     y[0], y[1 : d + 1] = 1.0, x
@@ -175,7 +175,7 @@ def stationary_moments(process: Process, order: int = 2) -> Moments:
     0.1068376
     """
     order = _order(order)
-    d = process.loss.dim if isinstance(process, SGD) else process.dim
+    d = dimension(process)
     if isinstance(process, Diffusion):
         matrix, side = flow_operator(process, order), d + 1
     else:

@@ -15,9 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from scipy.sparse.csgraph import breadth_first_order
 
 from ..errors import require
 from ..estimate import Estimate
+from ..points import point
 from .markov import GTH, gth_factor
 from .sparse_solver import GridSolver
 
@@ -67,6 +70,8 @@ class Operator:
         Whether all rates are non-negative (signed ones serve expectations only).
     image
         (n, 2): for bounded noise in 1-D, ends of the set that one step can reach; else None.
+    inside
+        ``inside(x (d,))``: whether a start lies in the domain (beyond a cut end it still does).
     """
 
     kind: Literal["chain", "diffusion"]
@@ -83,6 +88,7 @@ class Operator:
     image: Floats | None = field(default=None, repr=False)
     method: str = ""
     solver: GridSolver | None = field(default=None, repr=False)
+    inside: Callable[[Floats], Any] = field(default=lambda x: True, repr=False)
 
     @property
     def size(self) -> int:
@@ -110,11 +116,37 @@ class Operator:
         )
         if self.solver is not None:
             return self.solver
-        return gth_factor(self.rates, self.exits.sum(axis=1))
+        if not self.stuck.any():
+            return gth_factor(self.rates, self.exits.sum(axis=1))
+        free = ~self.stuck
+        lost = self.exits.sum(axis=1) + self.rates[:, self.stuck].sum(axis=1)
+        return gth_factor(self.rates[np.ix_(free, free)], lost[free])
+
+    @cached_property
+    def stuck(self) -> NDArray[np.bool_]:
+        """Nodes (n,) from which nothing leads out, as under bounded noise in a deep well."""
+        out = np.zeros(self.size, dtype=bool)
+        if not self.positive or (self.kind == "chain" and self.order == 0):
+            return out  # a smooth density leads everywhere
+        leaves = sparse.csr_array(self.exits.sum(axis=1)[:, None])
+        ways = sparse.block_array(
+            [[sparse.csr_array(self.rates), leaves], [None, sparse.csr_array((1, 1))]], format="csr"
+        )
+        back = breadth_first_order(ways.T.tocsr(), self.size, return_predecessors=False)
+        out[np.setdiff1d(np.arange(self.size), back)] = True
+        return out
 
     def solve(self, rhs: Floats) -> Floats:
-        """U with (diag(row sums + exits) - rates) u = rhs >= 0, shape (n,) or (n, k)."""
-        return self.factor.solve(rhs)
+        """U with (diag(row sums + exits) - rates) u = rhs >= 0, shape (n,) or (n, k).
+
+        Of a chain 0 at its `stuck` nodes, so that it says what happens before these are met.
+        """
+        if self.kind == "diffusion" or not self.stuck.any():
+            return self.factor.solve(rhs)
+        out, free = np.zeros(np.shape(rhs)), ~self.stuck
+        if free.any():
+            out[free] = self.factor.solve(rhs[free])
+        return out
 
     def solve_transposed(self, rhs: Floats) -> Floats:
         """M with (diag(row sums + exits) - rates)^T m = rhs >= 0, shape (n,)."""
@@ -146,10 +178,13 @@ class Operator:
 
 
 def check_point(op: Operator, start: ArrayLike) -> Floats:
-    """`start` as a finite vector of the operator's dimension."""
-    x = np.atleast_1d(np.asarray(start, dtype=np.float64))
-    require(x.shape == (op.dim,), "start", x.shape, f"must have shape ({op.dim},)")
-    require(bool(np.all(np.isfinite(x))), "start", start, "must be finite")
+    """`start` as a finite vector of the operator's dimension, inside its domain."""
+    kind = type(op).__name__
+    require(
+        isinstance(op, Operator), "operator", kind, "must be made by transfer_operator or generator"
+    )
+    x = point("start", start, op.dim)
+    require(bool(op.inside(x)), "start", x, "must lie inside the domain")
     return x
 
 

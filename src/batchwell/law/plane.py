@@ -21,6 +21,7 @@ from scipy.special import ndtr
 from ..domain import Domain, box
 from ..dynamics import SGD
 from ..errors import InputError, one_of, require, whole
+from ..points import numbers
 from .fields import evaluate
 from .kernel import AtomKernel, DensityKernel, Kernel, RuleKernel, kernel, points_of
 from .lines import line_operator
@@ -96,7 +97,7 @@ def _place(place: Any) -> tuple[Domain, Floats, bool]:
             "must have a level function in 2 dimensions",
         )
         return place, find_bounds(place), False
-    corners = np.asarray(place, dtype=np.float64)
+    corners = numbers("place", place, "must be two finite corners of a box, or a Domain")
     good = corners.shape == (2, 2) and np.all(np.isfinite(corners))
     require(bool(good), "place", place, "must be two finite corners of a box, or a Domain")
     return box(corners[0], corners[1]), corners, True
@@ -278,6 +279,7 @@ def _nystrom_on(
         order=0,
         coarse=coarse,
         method=f"transfer operator, Gauss-Legendre chords, {len(x)} nodes",
+        inside=domain.contains,
     )
 
 
@@ -345,6 +347,7 @@ def _hat_on(
         order=2,
         coarse=coarse,
         method=f"transfer operator, mass-conserving push-forward, {count} x {count} cells",
+        inside=domain.contains,
     )
 
 
@@ -411,4 +414,5 @@ def _spectral_on(
         coarse=coarse,
         positive=False,
         method=f"backward master equation, polynomials of degree {count - 1}",
+        inside=box(*bounds).contains,
     )

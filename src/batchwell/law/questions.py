@@ -12,10 +12,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from scipy.sparse.csgraph import breadth_first_order
 
 from ..errors import InputError, RunError, one_of, require, whole
 from ..estimate import Estimate
+from ..points import numbers
 from .operator import Operator, check_point, deterministic, exact_answer
+from .trapped import trapped, trapped_surely
 
 Floats = NDArray[np.float64]
 
@@ -23,6 +27,13 @@ Floats = NDArray[np.float64]
 LEAK = 1e-9
 # The most mass that may leave while an expectation is carried; below it, it is part of the error.
 LOST = 1e-6
+
+
+def values_at(phi: Callable[[Floats], Floats], points: Floats) -> Floats:
+    """Phi at points (m, d), (m,), or `InputError` where it returns another shape."""
+    values = numbers("phi", phi(points))
+    require(values.shape == points.shape[:1], "phi", values.shape, "must map points (m, d) to (m,)")
+    return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +63,7 @@ class GridLaw:
 
     def expect(self, phi: Callable[[Floats], Floats]) -> float:
         """Mean of ``phi(points (n, d)) -> (n,)`` over the mass inside."""
-        return float(self.mass @ np.asarray(phi(self.nodes), dtype=np.float64))
+        return float(self.mass @ values_at(phi, self.nodes))
 
     @property
     def mean(self) -> Floats:
@@ -70,7 +81,21 @@ class GridLaw:
 
 
 def mean_exit_time(op: Operator) -> Floats:
-    """Mean steps until the exit from every node, (n,), on the fine mesh alone."""
+    """Mean steps until the exit from every node, (n,), on the fine mesh alone.
+
+    Infinite where the process may be caught in a part of the domain without a way out.
+    """
+    times = _steps(op)
+    if op.stuck.any():
+        start = np.flatnonzero(op.stuck)
+        back = sparse.csr_array(op.rates).T.tocsr()
+        for i in start:
+            if math.isfinite(times[i]):
+                times[breadth_first_order(back, int(i), return_predecessors=False)] = math.inf
+    return times
+
+
+def _steps(op: Operator) -> Floats:
     return op.solve(np.full(op.size, op.clock))
 
 
@@ -78,7 +103,7 @@ def exit_time(op: Operator, start: ArrayLike) -> Estimate:
     """Mean SGD steps until the process, started at `start` (d,), has left the domain.
 
     Infinite, with the reason in its notes, where noise of bounded support cannot reach the
-    boundary.
+    boundary, or may lead to where it cannot.
 
     Examples
     --------
@@ -90,19 +115,30 @@ def exit_time(op: Operator, start: ArrayLike) -> Estimate:
     >>> round(exit_time(op, [0.0]).value, 5)
     559.87408
     """
-    reason = _trapped(op, start)
+    reason = trapped(op, start)
     if reason:
         return deterministic(math.inf, 0.0, "steps", op.method, (reason,))
-    return exact_answer(op, lambda o: o.at(start, mean_exit_time(o), o.clock), "steps")
+    return exact_answer(op, lambda o: o.at(start, _steps(o), o.clock), "steps")
 
 
 def exit_time_variance(op: Operator, start: ArrayLike) -> Estimate:
-    """Variance of the exit time from `start` (d,), in SGD steps squared."""
+    """Variance of the exit time from start (d,), in SGD steps squared; infinite where the mean is."""
+    reason = trapped(op, start)
+    if reason:
+        return deterministic(math.inf, 0.0, "steps^2", op.method, (reason,))
     return exact_answer(op, lambda o: _two_moments(o, start)[1], "steps^2")
 
 
 def exit_time_variation(op: Operator, start: ArrayLike) -> Estimate:
-    """Coefficient of variation of the exit time from `start` (d,): 1 for an exponential time."""
+    """Coefficient of variation of the exit time from start (d,): 1 for an exponential time.
+
+    Raises
+    ------
+    InputError
+        The process may never leave: there is no such number.
+    """
+    reason = trapped(op, start)
+    require(not reason, "start", start, f"must lead out of the domain: {reason}")
 
     def question(o: Operator) -> float:
         mean, variance = _two_moments(o, start)
@@ -112,7 +148,7 @@ def exit_time_variation(op: Operator, start: ArrayLike) -> Estimate:
 
 
 def _two_moments(op: Operator, start: ArrayLike) -> tuple[float, float]:
-    mean = mean_exit_time(op)
+    mean = _steps(op)
     if op.kind == "diffusion":
         second = op.solve(2 * op.clock * mean)
         m1, m2 = op.at(start, mean), op.at(start, second)
@@ -138,8 +174,13 @@ def committor_values(op: Operator, part: str) -> Floats:
 def committor(op: Operator, start: ArrayLike, part: str) -> Estimate:
     """Chance that the process, started at `start` (d,), leaves through `part` of the boundary.
 
-    With a domain whose boundary consists of two sets A and B this is the committor.
+    With a domain whose boundary consists of two sets A and B this is the committor. Chances of all
+    parts sum to less than 1 where bounded noise may never lead out.
     """
+    one_of("part", part, op.parts)
+    reason = trapped_surely(op, start)
+    if reason:
+        return deterministic(0.0, 0.0, "1", op.method, (reason,))
 
     def question(o: Operator) -> float:
         x = check_point(o, start)
@@ -147,64 +188,6 @@ def committor(op: Operator, start: ArrayLike, part: str) -> Estimate:
         return float((row @ committor_values(o, part))[0] + exits[0, o.parts.index(part)])
 
     return exact_answer(op, question, "1")
-
-
-def _trapped(op: Operator, start: ArrayLike) -> str:
-    """Why the process can never leave from `start`, or an empty string."""
-    x = check_point(op, start)
-    if op.image is not None:
-        low, high = reachable(op, float(x[0]))
-        if op.nodes[0, 0] < low and high < op.nodes[-1, 0]:
-            return (
-                f"the noise is bounded: from x = {x[0]:.6g} SGD never leaves "
-                f"[{low:.6g}, {high:.6g}] (a diffusion would)"
-            )
-    if not np.any(op.exits > 0):
-        return "the domain has no boundary that can be crossed"
-    return _held_for_ever(op, x) if op.kind == "diffusion" else ""
-
-
-def _held_for_ever(op: Operator, start: Floats) -> str:
-    """Whether degenerate noise lets the diffusion come to where no way leads out."""
-    from scipy import sparse
-    from scipy.sparse.csgraph import breadth_first_order
-
-    n = op.size
-    out = sparse.csr_array(op.exits.sum(axis=1)[:, None])
-    graph = sparse.block_array([[op.rates, out], [None, sparse.csr_array((1, 1))]], format="csr")
-    reaches = breadth_first_order(graph.T.tocsr(), n, return_predecessors=False)
-    if len(reaches) == n + 1:
-        return ""
-    stuck = np.ones(n + 1, dtype=bool)
-    stuck[reaches] = False
-    row = op.row(start[None])[0].tocsr()
-    for first in row.indices[row.data != 0]:
-        seen = breadth_first_order(graph, int(first), return_predecessors=False)
-        if stuck[seen].any():
-            place = op.nodes[seen[stuck[seen]][0]]
-            return f"no noise leads out of the domain from around x = {place.round(4)}"
-    raise InputError(
-        "domain",
-        "a part without a way out",
-        f"must not hold points like x = {op.nodes[np.flatnonzero(stuck)[0]].round(4)}, from which no "
-        "noise leads to its boundary: cut them off",
-    )
-
-
-def reachable(op: Operator, start: float) -> tuple[float, float]:
-    """Interval that SGD with bounded noise can reach from `start`, as far as the nodes show."""
-    assert op.image is not None
-    y = op.nodes[:, 0]
-    low = high = start
-    for _ in range(100000):
-        near = (y >= low) & (y <= high)
-        near |= np.abs(y - start) <= (y[1] - y[0] if len(y) > 1 else 0)
-        a = min(low, float(op.image[near, 0].min()))
-        b = max(high, float(op.image[near, 1].max()))
-        if a == low and b == high:
-            break
-        low, high = a, b
-    return low, high
 
 
 # ---------------------------------------------------------------------- laws
@@ -232,7 +215,7 @@ def law_after(op: Operator, start: ArrayLike, steps: int) -> GridLaw:
 def backward(op: Operator, phi: Callable[[Floats], Floats], steps: int) -> Floats:
     """E phi(x_k) 1{still inside} from every node, (n,): the backward equation."""
     steps = whole("steps", steps, 0)
-    u = np.asarray(phi(op.nodes), dtype=np.float64)
+    u = values_at(phi, op.nodes)
     if op.kind == "chain":
         for _ in range(steps):
             u = op.rates @ u
@@ -266,7 +249,7 @@ def expectation(
     )
     require(lost <= LOST, "domain", f"loses {lost:.3g} of the mass", "must hold the law: widen it")
     answer = exact_answer(op, question, "1")
-    error = answer.stderr + lost * float(np.max(np.abs(phi(op.nodes))))
+    error = answer.stderr + lost * float(np.max(np.abs(values_at(phi, op.nodes))))
     return deterministic(answer.value, error, "1", answer.method, answer.notes)
 
 
@@ -280,7 +263,16 @@ def quasi_stationary(op: Operator, tolerance: float = 1e-13) -> GridLaw:
     ------
     RunError
         No convergence (two metastable sets of equal depth).
+    InputError
+        A part of the domain without a way out: what comes there stays for ever.
     """
+    held = op.nodes[op.stuck]
+    require(
+        not len(held) or not np.any(op.exits > 0),
+        "domain",
+        "a part without a way out",
+        f"must not hold points like x = {held[:1].ravel().round(4)}, from which no noise leads out",
+    )
     mass = op.weights / op.weights.sum()
     for _ in range(2000):
         new = op.solve_transposed(mass)

@@ -18,6 +18,7 @@ from scipy.linalg import expm
 from ..dynamics import Diffusion
 from ..errors import require
 from ..estimate import Estimate
+from ..points import point
 from .fields import evaluate
 from .interval import interval
 from .operator import deterministic
@@ -57,10 +58,9 @@ def smooth_expectation(
     >>> round(smooth_expectation(flow, lambda x: x[:, 0] ** 2, [1.0], 10).value, 10)
     0.1785685191
     """
-    x = np.atleast_1d(np.asarray(start, dtype=np.float64))
     d = diffusion.dim
     require(d in (1, 2), "dim", d, "must be 1 or 2 here")
-    require(x.shape == (d,), "start", x.shape, f"must have shape ({d},)")
+    x = point("start", start, d)
     if d == 1:
         whole_line = (-np.inf, np.inf)
         ends = interval(diffusion, whole_line if place is None else place, (float(x[0]),))

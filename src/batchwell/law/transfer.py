@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..domain import Domain
-from ..dynamics import SGD
+from ..dynamics import SGD, need_sgd
 from ..errors import InputError, require, whole
+from ..points import point
 from .chain import chain_operator
 from .kernel import AtomKernel, kernel
 from .operator import Operator
@@ -44,12 +45,10 @@ def enumerate_law(sgd: SGD, start: ArrayLike, steps: int, merge: float = 1e-12) 
     >>> law.mass.tolist() == [0.125] * 8
     True
     """
-    step = kernel(sgd)
+    step = kernel(need_sgd(sgd))
     if not isinstance(step, AtomKernel):
         raise InputError("noise", sgd.loss.name, "must have finitely many values to be enumerated")
-    points = np.atleast_1d(np.asarray(start, dtype=np.float64))[None]
-    d = sgd.loss.dim
-    require(points.shape == (1, d), "start", points.shape[1:], f"must have shape ({d},)")
+    points = point("start", start, sgd.loss.dim)[None]
     mass: NDArray[np.float64] = np.ones(1)
     chances = step.batches.chances
     for k in range(whole("steps", steps, 0)):
@@ -115,9 +114,10 @@ def transfer_operator(
     >>> round(exit_time(op, [0.0]).value, 2)
     117280.42
     """
-    if sgd.loss.dim == 1:
+    dim = need_sgd(sgd).loss.dim
+    if dim == 1:
         return chain_operator(sgd, place, nodes, method, include)
-    if sgd.loss.dim == 2:
+    if dim == 2:
         return plane_operator(sgd, place, nodes, method)
     raise InputError(
         "dim",

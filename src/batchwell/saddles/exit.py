@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._jax import jax, jnp
-from ..domain import Domain, point
-from ..dynamics import Process
+from ..domain import Domain
+from ..dynamics import Process, dimension
 from ..errors import InputError, known_options, require
 from ..estimate import Estimate
-from ..exits.regime import dimension, drift_jacobian, drift_of
+from ..exits.regime import drift_jacobian, drift_of
+from ..points import point
 from .laws import law_of
 from .outcome import SaddleExit
 from .simulated import direct

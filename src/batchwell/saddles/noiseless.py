@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from .._jax import jax, jnp
 from ..domain import Domain
-from ..dynamics import SGD, Diffusion, Process
-from ..exits.regime import dimension, drift_of
+from ..dynamics import SGD, Diffusion, Process, dimension
+from ..exits.regime import drift_of
 from ..linearity import affine_in
 from ..loss import StochasticLoss
 

@@ -39,7 +39,8 @@ def _unstable(sgd: SGD, n: dict[str, float]) -> str:
     return ""
 
 
-def _judge_short(sgd: SGD, n: dict[str, float]) -> Verdict:
+def judge_short(sgd: SGD, n: dict[str, float]) -> Verdict:
+    """Whether averages over short times may be trusted."""
     use, reason = "short_time_averages", _unstable(sgd, n)
     if reason:
         return Verdict(use, "no", reason)
@@ -148,4 +149,10 @@ def _judge_escapes(sgd: SGD, n: dict[str, float]) -> Verdict:
     return Verdict(use, trust, reason)
 
 
-JUDGES = dict(zip(USES, (_judge_short, _judge_variance, _judge_tails, _judge_escapes), strict=True))
+JUDGES = dict(zip(USES, (judge_short, _judge_variance, _judge_tails, _judge_escapes), strict=True))
+
+# Of SGD that draws all examples at once, or whose noise vanishes around the minimum.
+NOISELESS = tuple(
+    Verdict(use, "yes", "there is no noise here: SGD and its diffusion both stay at the minimum")
+    for use in USES[1:]
+)

@@ -10,18 +10,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 from .._jax import jax, jnp
 from ..dynamics import SGD
 from ..errors import require
 from ..loss import StochasticLoss
-from ..streams import generator as keyed_generator
 
 Floats = NDArray[np.float64]
 
 CURVATURE_BYTES = 5e8
-BATCH_DRAWS = 20000
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,12 @@ class Linear:
     weights: Floats  # (m,)
     factor: float  # batch factor
     eta: float
+
+    @property
+    def silent(self) -> bool:
+        """Whether there is no noise at all, as of SGD that draws every example at once."""
+        steady = self.spread is not None and not np.any(self.spread)
+        return self.factor == 0 or (steady and not np.any(self.noise))
 
     def lyapunov(self, s: Floats) -> Floats:
         """X with H X + X H = s."""
@@ -182,51 +185,3 @@ def variances(linear: Linear) -> tuple[Floats | None, dict[str, float]]:
         else:
             out[f"variance_ratio_{name}"] = float(np.trace(c) / np.trace(chain))
     return chain, out
-
-
-def kesten(linear: Linear, seed: int) -> dict[str, float]:
-    """Tail exponents along the direction whose curvature is noisiest relative to its mean."""
-    none = {"kesten_sgd": math.inf, "kesten_diffusion": math.inf}
-    if linear.spread is None:
-        return {key: math.nan for key in none}
-    own = np.einsum("mii->mi", linear.spread)
-    variance = linear.factor * np.sum(own**2, axis=0)
-    i = int(np.argmax(variance / linear.eigenvalues))
-    if variance[i] <= 1e-14 * linear.eigenvalues[i] ** 2:
-        return none
-    rate = linear.eigenvalues[i]
-    # Tail |x|^-kappa of dX = -r X dt + sqrt(eta (s^2 + v X^2)) dW.
-    flow = 1 + 2 * rate / (linear.eta * variance[i])
-    return {"kesten_sgd": _kesten_root(linear, i, seed), "kesten_diffusion": float(flow)}
-
-
-def _kesten_root(linear: Linear, i: int, seed: int) -> float:
-    """Kappa > 0 with E|1 - eta h|^kappa = 1, h the batch curvature; inf if never above 1."""
-    assert linear.spread is not None
-    w = linear.weights
-    h = linear.spread[:, i, i] / np.sqrt(w)
-    count = max(1, round(1 / linear.factor)) if linear.factor > 0 else 0
-    if count == 0:
-        return math.inf
-    if count > 1:
-        rng = keyed_generator(seed, "validity-kesten")
-        h = np.sum(rng.choice(h, size=(BATCH_DRAWS, count), p=w / w.sum()), axis=1) / count
-        w = np.full(BATCH_DRAWS, 1 / BATCH_DRAWS)
-    size = np.abs(1 - linear.eta * (linear.eigenvalues[i] + h))
-    if size.max() <= 1:
-        return math.inf
-    log = np.log(np.maximum(size, 1e-300))
-
-    def excess(kappa: float) -> float:
-        top = kappa * log
-        peak = top.max()
-        return float(peak + np.log(np.sum(w * np.exp(top - peak))))
-
-    if float(w @ log) >= 0:
-        return 0.0
-    high = 1.0
-    while excess(high) < 0:
-        high *= 2
-        if high > 1e6:
-            return math.inf
-    return float(brentq(excess, high / 2 if high > 1 else 1e-9, high, xtol=1e-10))

@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..domain import Domain
-from ..dynamics import SGD
+from ..dynamics import SGD, need_sgd
 from ..errors import require
+from ..points import point
 from .base import NUMBERS, Validity
 from .escapes import escape_numbers, has_boundary, rays_out
-from .judges import JUDGES
-from .linear import kesten, linearise, stability, variances
+from .judges import JUDGES, NOISELESS, judge_short
+from .kesten import kesten
+from .linear import linearise, stability, variances
 
 Floats = NDArray[np.float64]
 
@@ -63,7 +65,9 @@ def validity(
     numbers.update(stability(linear))
     covariance, ratios = variances(linear)
     numbers.update(ratios)
-    numbers.update(kesten(linear, seed))
+    numbers.update(kesten(sgd, linear, seed))
+    if linear.silent:
+        return Validity((judge_short(sgd, numbers), *NOISELESS), numbers, notes)
     if covariance is not None:
         power = float(np.trace(linear.squared(covariance)))
         batch_noise = linear.factor * linear.noise + linear.multiplicative(covariance)
@@ -78,9 +82,9 @@ def validity(
 
 def _centre(sgd: SGD, region: Any, minimum: Any) -> Floats:
     if isinstance(region, Domain):
+        dim = need_sgd(sgd).loss.dim
+        require(
+            region.dim == dim, "region", f"dimension {region.dim}", f"must have dimension {dim}"
+        )
         require(minimum is not None, "minimum", minimum, "must be given with a domain")
-    point = np.asarray(region if minimum is None else minimum, dtype=np.float64)
-    d = sgd.loss.dim
-    require(point.shape == (d,), "minimum", point.shape, f"must have shape ({d},)")
-    require(bool(np.all(np.isfinite(point))), "minimum", point, "must be finite")
-    return point
+    return point("minimum", region if minimum is None else minimum, need_sgd(sgd).loss.dim)

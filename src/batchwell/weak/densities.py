@@ -15,6 +15,7 @@ from ..errors import InputError, require, whole
 from ..law import GridLaw, wasserstein
 from ..law.forward import grid_laws
 from ..law.reach import reachable_box
+from ..points import point
 
 Floats = NDArray[np.float64]
 
@@ -101,8 +102,7 @@ def snapshots(
     times = tuple(sorted({whole("steps", s) for s in steps}))
     d = sgd.loss.dim
     require(d in (1, 2), "dim", d, "snapshots are drawn in one or two dimensions")
-    x = np.atleast_1d(np.asarray(start, dtype=np.float64))
-    require(x.shape == (d,), "start", x.shape, f"must have shape ({d},)")
+    x = point("start", start, d)
     box, chain = _held(sgd, x, times)
     flows = {f"order {o}": diffusion_approximation(sgd, o) for o in (1, 2)}
     rest = {k: grid_laws(v, box, x, times) for k, v in flows.items()}

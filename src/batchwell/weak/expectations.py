@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._jax import jax, jnp
+from .._jax import jax, jnp, traced
 from ..dynamics import SGD, Diffusion, diffusion_approximation
 from ..errors import require
 from ..estimate import Estimate
@@ -24,6 +24,23 @@ Floats = NDArray[np.float64]
 Phi = Callable[[Array], Array]
 
 METHODS = ("auto", "moments", "operators", "simulation")
+
+
+def real_valued(phi: Phi, d: int) -> Phi:
+    """`phi` as float64, also where it returns whole numbers or truth values.
+
+    Raises
+    ------
+    InputError
+        It does not return one real number, or is not written in jax.numpy.
+    """
+    require(callable(phi), "phi", phi, "must be a function of one point")
+    x = jax.ShapeDtypeStruct((d,), jnp.float64)
+    out = traced("phi", phi, x, call=f"x of shape ({d},)")
+    kind = getattr(out, "dtype", np.dtype(object)).kind
+    good = getattr(out, "shape", None) == () and kind in "biuf"
+    require(good, "phi", f"returns {out}", "must return one real number")
+    return phi if kind == "f" else lambda x: jnp.asarray(phi(x), dtype=jnp.float64)
 
 
 def choose(sgd: SGD, phi: Phi, method: str) -> str:

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
-from ..dynamics import SGD
+from ..dynamics import SGD, need_sgd
 from ..errors import one_of, positive, require
 from ..estimate import Estimate
 from ..law.operator import deterministic
-from .expectations import METHODS, Phi, both_expectations, choose
+from ..points import numbers, point
+from .expectations import METHODS, Phi, both_expectations, choose, real_valued
 
 ORDER_TOLERANCE = 0.15
 
@@ -151,10 +151,10 @@ def weak_errors(
 ) -> dict[int, WeakError]:
     """`weak_error` for several orders at once; says where order 1 is the closer one."""
     etas = _check_rates(horizon, learning_rates)
-    x = np.asarray(start, dtype=np.float64)
-    require(x.shape == (sgd.loss.dim,), "start", x.shape, f"must have shape ({sgd.loss.dim},)")
+    x = point("start", start, need_sgd(sgd).loss.dim)
     for order in orders:
         require(order in (1, 2), "order", order, "must be 1 or 2")
+    phi = real_valued(phi, sgd.loss.dim)
     chosen = choose(sgd, phi, one_of("method", method, METHODS))
     table: dict[int, list[tuple[Estimate, Estimate, Estimate]]] = {o: [] for o in orders}
     for eta in etas:
@@ -168,7 +168,8 @@ def weak_errors(
 
 def _check_rates(horizon: float, learning_rates: Sequence[float]) -> tuple[float, ...]:
     positive("horizon", horizon)
-    etas = tuple(sorted({positive("learning_rates", e) for e in learning_rates}, reverse=True))
+    rates = numbers("learning_rates", learning_rates, "must be at least two numbers")
+    etas = tuple(sorted({positive("learning_rates", e) for e in rates.ravel()}, reverse=True))
     require(len(etas) >= 2, "learning_rates", list(etas), "must hold at least two values")
     for eta in etas:
         ratio = horizon / eta
