@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import lru_cache
 from itertools import permutations
 from typing import Any
@@ -215,6 +216,86 @@ def test_logistic_regression_hovers_where_predicted(mode: str) -> None:
     other = {"reshuffle": "with_replacement", "with_replacement": "reshuffle"}[mode]
     assert stationary_loss(spectrum, eta, b, other).value != pytest.approx(came.value, rel=0.1)
     assert not any("not at a stationary" in note for note in predicted.notes)
+
+
+def regression(b: int, mode: str, eta: float) -> tuple[LocalLoss, float, float]:
+    """Least squares: its stationary excess by the chain's exact second moments, and with H for H_i."""
+    rng = np.random.default_rng(11)
+    n, d = 60, 6
+    x = rng.standard_normal((n, d)) * np.geomspace(1, 0.3, d)
+    y = x @ rng.standard_normal(d) + 0.5 * rng.standard_normal(n)
+    hessian = x.T @ x / n
+    best = np.linalg.solve(hessian, x.T @ y / n)
+    model = nn.Linear(d, 1, bias=False).double()
+    model.weight.data[:] = torch.tensor(best)
+    pair = (torch.tensor(x), torch.tensor(y))
+    local = LocalLoss(model, lambda m, b: 0.5 * (m(b[0])[:, 0] - b[1]).square(), [pair])
+    gradients = (x @ best - y)[:, None] * x
+    factor = 1 / b if mode == "with_replacement" else (n - b) / (n - 1) / b
+    noise = eta**2 * factor * (gradients.T @ gradients).ravel() / n
+    one = np.eye(d) - eta * hessian
+    steps = np.zeros((2, d * d, d * d))
+    for row in x:  # with all that a batch does, and with its mean alone
+        own = eta * (np.outer(row, row) - hessian)
+        steps += [np.kron(one, one) / n + factor * np.kron(own, own) / n, np.kron(one, one) / n]
+    found = (np.linalg.solve(np.eye(d * d) - step, noise).reshape(d, d) for step in steps)
+    whole, frozen = (0.5 * float(np.trace(hessian @ m)) for m in found)
+    return local, whole, frozen
+
+
+@pytest.mark.parametrize("mode", ["with_replacement", "without_replacement"])
+@pytest.mark.parametrize(("eta", "b"), [(0.1, 4), (0.3, 3)])
+def test_least_squares_hover_exactly_where_predicted(mode: str, eta: float, b: int) -> None:
+    local, exact, frozen = regression(b, mode, eta)
+    found = stationary_loss(noise_spectrum(local, top=6), eta, b, mode)
+    assert found.value == pytest.approx(exact, rel=1e-6)
+    assert exact > 1.03 * frozen  # control: one curvature for all would be seen
+
+
+def test_what_is_not_resolved_is_drawn() -> None:
+    """4 standard errors of 200 draws; the part that is drawn is not small against them."""
+    eta, b = 0.1, 4
+    local, exact, _ = regression(b, "with_replacement", eta)
+    spectrum = noise_spectrum(local, top=2, starts=200)
+    found = stationary_loss(spectrum, eta, b, "with_replacement")
+    assert abs(found.value - exact) < 4 * found.stderr
+    without = replace(spectrum, own=replace(spectrum.own, beyond=np.empty(0)))
+    less = stationary_loss(without, eta, b, "with_replacement")
+    assert abs(less.value - exact) > 4 * found.stderr
+
+
+def test_finite_steps_with_own_curvature_settle() -> None:
+    local, exact, _ = regression(4, "with_replacement", 0.1)
+    spectrum = noise_spectrum(local, top=6)
+    found = [
+        stationary_loss(spectrum, 0.1, 4, "with_replacement", steps=k).value
+        for k in (1, 50, 10_000)
+    ]
+    assert found == sorted(found)
+    assert found[0] < 0.1 * exact
+    assert found[2] == pytest.approx(exact, rel=1e-6)
+
+
+def test_own_curvature_bounds_the_learning_rate() -> None:
+    """f = (a + b xi) x^2 / 2: stable in mean square below eta = 2 a / (a^2 + b^2)."""
+    a, spread = 1.0, 2.0
+    slopes = torch.tensor([[a + spread], [a - spread]], dtype=torch.float64)
+    pull = torch.tensor([[0.5], [-0.5]], dtype=torch.float64)
+    model = nn.Linear(1, 1, bias=False).double()
+    model.weight.data[:] = 0.0
+    local = LocalLoss(
+        model,
+        lambda m, b: (0.5 * b[0] * m.weight.square() + b[1] * m.weight)[:, 0],
+        [(slopes, pull)],
+    )
+    spectrum = noise_spectrum(local, top=1)
+    limit = 2 * a / (a**2 + spread**2)
+    below, above = (
+        stationary_loss(spectrum, eta, 1, "with_replacement").value
+        for eta in (0.99 * limit, 1.01 * limit)
+    )
+    assert math.isfinite(below)
+    assert above == math.inf
 
 
 def ramp(slope: float = 0.0) -> NoiseSpectrum:

@@ -194,6 +194,14 @@ class Batches:
         self._now = None if self._opened is None else state["now"]
         self._randomness.write(state["now"])
 
+    @property
+    def workers_begin_anew(self) -> bool:
+        """Whether what workers drew from generators of their own cannot be had back."""
+        if not getattr(self.loader, "num_workers", 0):
+            return False
+        amid = self._now is not None
+        return self.loader.persistent_workers or (amid and not self._replays)
+
     def _start(self) -> Iterator[MicroBatch]:
         """Batches from `position` on; when taken up amid an epoch, the order is drawn at once."""
         if self._copy is None:

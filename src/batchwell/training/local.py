@@ -140,19 +140,36 @@ class LocalLoss:
     def slopes(self, v: Vector) -> Vector:
         """Every example's gradient times `v`: (n,)."""
         direction = self._parts(v)
-        rows = []
-        for losses, _ in self._graphs(gradients=False):
-            # The gradient of a weighted sum is linear in the weights; its derivative is what we want.
-            weights = torch.zeros_like(losses, requires_grad=True)
-            found = torch.autograd.grad(
-                losses, self._parameters, weights, create_graph=True, allow_unused=True
-            )
-            pairs = [(g, d) for g, d in zip(found, direction, strict=True) if g is not None]
-            (row,) = torch.autograd.grad(
-                [g for g, _ in pairs], weights, [d for _, d in pairs], retain_graph=True
-            )
-            rows.append(row.numpy(force=True))
+        rows = [_each(found, direction, weights) for weights, found in self._weighted_gradients()]
         return np.concatenate(rows)
+
+    def curvatures(self, v: Vector, directions: Vector) -> Vector:
+        """Every example's u . H_i v for each u of `directions` (dim, k): (n, k), no weight decay."""
+        towards, columns = self._parts(v), [self._parts(u) for u in directions.T]
+        rows = []
+        for weights, found in self._weighted_gradients():
+            pairs = [p for p in zip(found, towards, strict=True) if p[0] is not None]
+            along = sum((g * d).sum() for g, d in pairs)
+            # Where no loss curves, nothing leads back to the parameters.
+            bent = torch.autograd.grad(
+                along, self._parameters, create_graph=True, allow_unused=True
+            )
+            rows.append(np.column_stack([_each(bent, u, weights) for u in columns]))
+        return np.concatenate(rows)
+
+    def _weighted_gradients(self) -> Iterable[tuple[Tensor, tuple[Tensor | None, ...]]]:
+        """Of each batch, weights and the gradient of the weighted sum of losses, linear in them.
+
+        What is linear in the weights has, as its derivative by them, that of every example.
+        """
+        for losses, _ in self._graphs(gradients=False):
+            weights = torch.zeros_like(losses, requires_grad=True)
+            yield (
+                weights,
+                torch.autograd.grad(
+                    losses, self._parameters, weights, create_graph=True, allow_unused=True
+                ),
+            )
 
     def covariance(self, v: Vector) -> Vector:
         """Sigma v (dim,), Sigma the covariance of one example's gradient over the data."""
@@ -296,6 +313,23 @@ class _Each(torch.nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         return self._losses(self.model, batch)
+
+
+def _each(parts: Iterable[Tensor | None], direction: Iterable[Tensor], weights: Tensor) -> Vector:
+    """Derivative by the weights, (b,), of the inner product of `parts` with `direction`."""
+    linked: list[tuple[Any, Tensor]] = [
+        (g, d) for g, d in zip(parts, direction, strict=True) if g is not None and g.requires_grad
+    ]
+    if not linked:
+        return np.zeros(len(weights))
+    (row,) = torch.autograd.grad(
+        [g for g, _ in linked],
+        weights,
+        [d for _, d in linked],
+        retain_graph=True,
+        allow_unused=True,
+    )
+    return np.zeros(len(weights)) if row is None else np.asarray(row.numpy(force=True))
 
 
 def _double(leaf: Any) -> Any:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ from .updates import (
 )
 
 KNOBS = ("accumulation", "sampler")
+_ANEW = (
+    "the loader's workers begin anew with their own random generators: the same bits come out only "
+    "if the dataset draws no random numbers there; with knob='accumulation' and "
+    "persistent_workers=False they are brought back"
+)
 
 
 class Training:
@@ -254,7 +260,8 @@ class Training:
 
         The random generators of torch, Python and NumPy are set to where they were. Those of a
         loader's workers come there by loading again what the epoch had loaded; with
-        ``knob="sampler"`` or persistent workers they begin anew.
+        ``knob="sampler"`` (amid an epoch) or persistent workers they begin anew, and a warning says
+        so.
 
         Raises
         ------
@@ -271,6 +278,8 @@ class Training:
                 raise InputError(key, here.get(key), f"the state was saved with {key} = {value}")
         self.course.load_state_dict(state["course"])
         self._batches.load_state_dict(state["batches"])
+        if self._batches.workers_begin_anew:
+            warnings.warn(_ANEW, stacklevel=2)
         if self._loop.probe and state.get("probe"):
             self._loop.probe.load_state_dict(state["probe"])
         self._open = self._current = None

@@ -279,7 +279,7 @@ class Probe(StepProbe):
         """Parameters whose norms of the first examples differ when these are run by themselves."""
         now, watch = passes[0], self._watch
         assert now.call is not None
-        names = {n: k for n, k in watch.ids.items() if k in now.norms}
+        names = {n: k for n, k in watch.ids.items() if watch.parameters[k].requires_grad}
         rows = slice(0, min(2, now.size))
         try:
             with watch.unwatched():
@@ -289,10 +289,14 @@ class Probe(StepProbe):
         except (ValueError, RuntimeError):
             self.notes.append("the model cannot be run for one example: its layout is not verified")
             return set()
-        found, whole = set(), float(now.norms_squared().max().sqrt())
+        found, unseen = (
+            set(),
+            torch.zeros(now.size, device=watch.parameters[next(iter(watch.parameters))].device),
+        )
+        whole = math.sqrt(max((float(v.max()) for v in now.norms.values()), default=0.0))
         for name, pid in names.items():
             exact = alone[name].reshape(rows.stop, -1).double().norm(dim=1)
-            seen = now.norms[pid].double().sqrt()
+            seen = now.norms.get(pid, unseen).double().sqrt()
             bound = _tolerance(passes) * (exact + 1e-2 * seen.max()) + _LOST * whole
             if bool(((seen[rows] - exact).abs() > bound).any()):
                 found.add(pid)

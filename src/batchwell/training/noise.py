@@ -295,7 +295,7 @@ def _estimates(
     trace = Estimate(
         float(mean[1]),
         errors[1],
-        _positive_interval(float(mean[1]), errors[1], quantile),
+        positive_interval(float(mean[1]), errors[1], quantile),
         "loss^2",
         f"{how} of the logarithm",
         n,
@@ -305,7 +305,7 @@ def _estimates(
     return square, trace, _scale(square, trace, float(spread[0, 1]), quantile, method)
 
 
-def _positive_interval(value: float, stderr: float, quantile: float) -> tuple[float, float]:
+def positive_interval(value: float, stderr: float, quantile: float) -> tuple[float, float]:
     """Of the logarithm: sums of squares are skewed, and a plain interval would cover too little."""
     if value <= 0 or not math.isfinite(stderr):
         return 0.0, math.inf

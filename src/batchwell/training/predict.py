@@ -1,7 +1,8 @@
 """What SGD will do around a point, from a measurement there, and how that compares with what came.
 
 The assumptions are those of the local picture and are said in every answer: a quadratic loss around
-the point and noise that does not change with the parameters. Within these the formulas are
+the point, of each example in `stationary_loss`, and elsewhere noise that does not change with the
+parameters. Within these the formulas are
 those of the chain itself, not of its diffusion: eta lambda need not be small.
 """
 
@@ -20,6 +21,7 @@ from .epochs import epoch_sizes, excess, gathered
 from .lanczos import Vector
 from .local import LocalLoss
 from .noise import SAMPLING_MODES, noise_factor
+from .own_curvature import Added, added
 from .spectrum import NoiseSpectrum
 
 LOCAL = "quadratic loss and constant noise around the point of measurement"
@@ -61,8 +63,10 @@ def stationary_loss(
 ) -> Estimate:
     """Mean excess of F over the minimum while SGD hovers there.
 
-    With independent batches it is (eps/2) tr[Sigma (2 - eta H)^-1]. Of reshuffled epochs, whose
-    batches' noises sum to zero over each epoch, it is of order eta^3 at the ends of epochs.
+    With independent batches it is (eps/2) tr[Sigma (2 - eta H)^-1], and what examples' own curvature
+    adds: exactly where the spectrum resolves all directions (``top`` of all parameters), else to
+    first order by random draws. Of reshuffled epochs, whose batches' noises sum to zero over each epoch,
+    it is of order eta^3 at the ends of epochs.
 
     Parameters
     ----------
@@ -84,8 +88,9 @@ def stationary_loss(
     ----------
     Mandt, Hoffman & Blei, JMLR 18 (2017) 134, eq. (14), for small eta; for epochs, the covariance
     of sampling without replacement, summed over the chain's steps: exact where all examples
-    have the same curvature. Where they have not, epochs hover higher than that, since a batch's curvature
+    have the same curvature. Where they have not, epochs hover higher, also since a batch's curvature
     and the noises of its epoch's earlier batches are correlated (Smith et al., arXiv:2101.12176).
+    Without a stationary law, as the curvature of batches differs too much, the answer is infinite.
     """
     eta, b = positive("learning_rate", learning_rate), whole("batch_size", batch_size)
     one_of("sampling", sampling, SAMPLING_MODES)
@@ -97,7 +102,10 @@ def stationary_loss(
     notes = [LOCAL, *_stationarity(spectrum)]
     if sampling == "reshuffle":
         require(steps is None, "steps", steps, "is not offered for reshuffled epochs")
-        notes.append("epochs: and the same curvature for all examples; else they hover higher")
+        notes.append(
+            "what examples' own curvature adds is taken from fresh subsets, and told from none to "
+            "three times of it"
+        )
         sizes = epoch_sizes(spectrum.n, b, leftover)
 
         def function(values: Vector) -> Vector:
@@ -116,7 +124,39 @@ def stationary_loss(
     if steps is None and spectrum.lambda_min < -1e-3 * spectrum.lambda_max:
         notes.append("not a minimum: directions of negative curvature are left out")
     answer = spectrum.trace_of(limited, "loss", how).with_notes(*notes)
+    answer = _with_own_curvature(answer, spectrum, eta, b, sampling, steps)
     return _nearness(answer, spectrum)
+
+
+def _with_own_curvature(
+    answer: Estimate, spectrum: NoiseSpectrum, eta: float, b: int, sampling: str, steps: int | None
+) -> Estimate:
+    """`answer`, which takes the same curvature for all examples, and what their own adds."""
+    if spectrum.own is None:
+        return answer.with_notes("and the same curvature for all examples")
+    epochs = sampling == "reshuffle"
+    factor = noise_factor(b, spectrum.n, "without_replacement" if epochs else sampling)
+    stationary = _positive_only(lambda v: factor * eta / 2 / (2 - eta * v), spectrum)
+    base = spectrum.trace_of(stationary, "loss", "").value
+    settled = answer.value / base if steps is not None else 1.0
+    before = base if steps is None else answer.value
+    more = added(spectrum.own, spectrum.values, eta, factor, before, steps, settled)
+    if math.isinf(more.value):
+        unbounded = (answer.interval[0], math.inf)
+        return replace(answer, value=math.inf, stderr=math.nan, interval=unbounded).with_notes(
+            "not stable in mean square: the curvature of batches differs too much"
+        )
+    if epochs and base > 0:
+        share = answer.value * more.value / base
+        more = Added(share, share, (0.0, 3 * share))
+    value = answer.value + more.value
+    (low, high), (less, most) = answer.interval, more.interval
+    ends = (
+        value - math.hypot(answer.value - low, more.value - less),
+        value + math.hypot(high - answer.value, most - more.value),
+    )
+    stderr = math.hypot(answer.stderr, more.stderr)
+    return replace(answer, value=value, stderr=stderr, interval=ends)
 
 
 def _positive_only(function: Any, spectrum: NoiseSpectrum) -> Any:

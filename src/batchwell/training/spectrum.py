@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from . import lanczos
 from .curvature import hessian_eigenvalues
 from .lanczos import Vector
 from .local import LocalLoss
+from .own_curvature import OwnCurvature, own_curvature, sample_beyond
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,8 @@ class NoiseSpectrum:
         quadratic approximation.
     n, dim
         Examples and parameters.
+    own
+        How examples differ in curvature; None takes it to be the same for all.
     """
 
     values: Vector
@@ -56,6 +59,7 @@ class NoiseSpectrum:
     decrement: float
     n: int
     dim: int
+    own: OwnCurvature | None = field(default=None, repr=False)
 
     @property
     def lambda_max(self) -> float:
@@ -118,9 +122,12 @@ def noise_spectrum(
     largest = lanczos.extreme_eigenvalues(
         local.covariance, local.dim, 1, max_products=min(60, local.dim), tolerance=1e-3, seed=seed
     )
-    nodes, weights = _rest(local, basis, starts, min(steps, local.dim - basis.shape[1]), seed)
+    values = np.concatenate([ends.top, ends.bottom])
+    own = own_curvature(local, basis, slopes)
+    steps = min(steps, local.dim - basis.shape[1])
+    nodes, weights, beyond = _rest(local, basis, values, own, starts, steps, seed)
     return NoiseSpectrum(
-        np.concatenate([ends.top, ends.bottom]),
+        values,
         slopes.var(axis=1),
         abs(basis.T @ gradient),
         nodes,
@@ -133,27 +140,38 @@ def noise_spectrum(
         _decrement(local, gradient, min(max_products, local.dim)),
         local.n,
         local.dim,
+        replace(own, beyond=beyond),
     )
 
 
 def _rest(
-    local: LocalLoss, basis: Vector, starts: int, steps: int, seed: int
-) -> tuple[Vector, Vector]:
-    """Quadrature of draws z of the noise, projected off `basis`: E z z^T = Sigma."""
+    local: LocalLoss,
+    basis: Vector,
+    values: Vector,
+    own: OwnCurvature,
+    starts: int,
+    steps: int,
+    seed: int,
+) -> tuple[Vector, Vector, Vector]:
+    """Quadrature of draws z of the noise, projected off `basis`, E z z^T = Sigma; `own.beyond`."""
     if steps < 1:
-        return np.empty((0, 0)), np.empty((0, 0))
+        return np.empty((0, 0)), np.empty((0, 0)), np.empty(0)
 
     def off(v: Vector) -> Vector:
         return v - basis @ (basis.T @ v)
 
     nodes, weights = np.zeros((starts, steps)), np.zeros((starts, steps))
+    beyond = np.zeros(starts)
     for k in range(starts):
         draw = generator(seed, "noise draw", k).standard_normal(local.n)
-        z = off(local.weighted_gradient((draw - draw.mean()) / math.sqrt(local.n)))
+        noise = local.weighted_gradient((draw - draw.mean()) / math.sqrt(local.n))
+        z = off(noise)
         built = lanczos.lanczos(lambda v: off(local.hessian(v)), z, steps)
-        values, _, vectors = built.ritz()
-        nodes[k], weights[k] = values, float(z @ z) * vectors[0] ** 2
-    return nodes, weights
+        ritz, _, vectors = built.ritz()
+        nodes[k], weights[k] = ritz, float(z @ z) * vectors[0] ** 2
+        pairs = ritz, built.basis @ vectors
+        beyond[k] = sample_beyond(local, own, basis, pairs, noise, values, seed, k)
+    return nodes, weights, beyond
 
 
 def _decrement(local: LocalLoss, gradient: Vector, steps: int) -> float:
