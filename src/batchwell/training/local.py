@@ -250,6 +250,8 @@ def nearby_minimum(
     ----------
     tolerance
         On |grad F|.
+    max_iterations
+        Newton steps at most.
 
     Raises
     ------
