@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from batchwell.action.symmetric import log_mean_symmetric
 from batchwell.errors import InputError, RunError
 
 
+@cache
 def well(law="gaussian", scale=1.0):
     return SGD(additive(lambda x: (x @ x - 1) ** 2 / 4, law, scale=scale), 0.1)
 
