@@ -1,5 +1,7 @@
 """Exit from saddles: constants against exact ones, full law against simulation, refusals."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -87,6 +89,7 @@ def test_a_saddle_in_the_plane_uses_its_unstable_direction():
     np.testing.assert_allclose(law.direction, [1.0, 0.0], atol=1e-12)
 
 
+@cache
 def hill_of(*rates):
     slope = jnp.asarray(rates)
     return additive(lambda x: -(slope * x) @ x / 2, dim=len(rates))

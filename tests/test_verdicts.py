@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from functools import cache
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +25,7 @@ squares = finite_sum(lambda x, z: 0.5 * (z[0] @ x - z[1]) ** 2, ROWS, dim=2)
 LEAST = np.linalg.lstsq(*ROWS, rcond=None)[0]
 
 
+@cache
 def parabola(law="gaussian", scale=1.0):
     return additive(lambda x: x @ x / 2, law, scale=scale)
 

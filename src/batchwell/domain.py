@@ -71,6 +71,13 @@ class Domain:
 def ball(center: ArrayLike, radius: float) -> Domain:
     """``|x - center| < radius``.
 
+    Parameters
+    ----------
+    center
+        (d,).
+    radius
+        Its radius, > 0.
+
     Examples
     --------
     >>> bool(ball([0.0], 1.0).contains([0.5]))
@@ -82,7 +89,18 @@ def ball(center: ArrayLike, radius: float) -> Domain:
 
 
 def box(lower: ArrayLike, upper: ArrayLike) -> Domain:
-    """``lower < x < upper`` in every coordinate; infinite ends allowed."""
+    """``lower < x < upper`` in every coordinate; infinite ends allowed.
+
+    Parameters
+    ----------
+    lower, upper
+        (d,) each, lower < upper.
+
+    Examples
+    --------
+    >>> bool(box([-1.0, 0.0], [1.0, np.inf]).contains([0.5, 9.0]))
+    True
+    """
     lo, hi = _vector("lower", lower, infinite=True), _vector("upper", upper, infinite=True)
     require(lo.shape == hi.shape, "upper", hi.shape, f"must have the shape of lower, {lo.shape}")
     require(bool(np.all(lo < hi)), "upper", hi, "must exceed lower in every coordinate")
@@ -91,7 +109,20 @@ def box(lower: ArrayLike, upper: ArrayLike) -> Domain:
 
 
 def half_space(normal: ArrayLike, offset: float) -> Domain:
-    """``normal . x < offset``."""
+    """``normal . x < offset``.
+
+    Parameters
+    ----------
+    normal
+        (d,), of any length but 0.
+    offset
+        In the units of ``normal . x``.
+
+    Examples
+    --------
+    >>> bool(half_space([1.0, 0.0], 1.0).contains([0.5, 9.0]))
+    True
+    """
     n, level = _vector("normal", normal), finite("offset", offset)
     require(bool(np.any(n != 0)), "normal", normal, "must not be zero")
     direction = jnp.asarray(n)
@@ -99,7 +130,20 @@ def half_space(normal: ArrayLike, offset: float) -> Domain:
 
 
 def sublevel(function: Callable[[Array], Array], level: float, dim: int) -> Domain:
-    """``function(x) < level``, function scalar in jax.numpy."""
+    """``function(x) < level``, function scalar in jax.numpy.
+
+    Parameters
+    ----------
+    function
+        ``function(x)``: scalar of one point x (dim,), differentiable.
+    level
+        Its height at the boundary.
+
+    Examples
+    --------
+    >>> bool(sublevel(lambda x: x @ x, 1.0, dim=2).contains([0.5, 0.5]))
+    True
+    """
     height, dim = finite("level", level), whole("dim", dim)
     x = jax.ShapeDtypeStruct((dim,), jnp.float64)
     out = traced("function", function, x, call=f"x of shape ({dim},)")

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property, wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,7 +24,31 @@ from .points import numbers, point
 
 Array = Any
 LossFunction = Callable[[Array, Any], Array]
+Method = TypeVar("Method", bound=Callable[..., Array])
 MAX_SQUARE = 16  # dimensions up to which a square factor is written out
+
+
+def _compiled(method: Method) -> Method:
+    """Called with numbers, `method` is one compiled program; inside a trace it is what it says.
+
+    Operation by operation XLA would compile each one of them, for every shape. Data are arguments
+    of the program: as constants they would be folded into it.
+    """
+
+    @wraps(method)
+    def call(self: StochasticLoss, *at: Array) -> Array:
+        leaves = jax.tree.leaves((at, self.nodes, self.weights))
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            return method(self, *at)
+        if method.__name__ not in self._programs:
+
+            def program(nodes: Any, weights: Array, *at: Array) -> Array:
+                return method(replace(self, nodes=nodes, weights=weights), *at)
+
+            self._programs[method.__name__] = jax.jit(program)
+        return self._programs[method.__name__](self.nodes, self.weights, *at)
+
+    return cast(Method, call)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,36 +101,47 @@ class StochasticLoss:
         """Number of nodes that carry the expectation."""
         return int(self.weights.shape[0])
 
+    @cached_property
+    def _programs(self) -> dict[str, Callable[..., Array]]:
+        return {}
+
     def losses(self, x: Array) -> Array:
         """Loss of every node at x (d,): shape (m,)."""
         return jax.vmap(self.function, in_axes=(None, 0))(_real(x), self.nodes)
 
+    @_compiled
     def mean(self, x: Array) -> Array:
         """F(x) at x (d,): scalar."""
         if self.closed_mean is not None:
             return self.closed_mean(_real(x))
         return jnp.dot(self.weights, self.losses(x))
 
+    @_compiled
     def gradient(self, x: Array) -> Array:
         """grad F(x) at x (d,): shape (d,)."""
         return jax.grad(self.mean)(_real(x))
 
+    @_compiled
     def hessian(self, x: Array) -> Array:
         """Hessian of F at x (d,): shape (d, d)."""
         return jax.hessian(self.mean)(_real(x))
 
+    @_compiled
     def hessian_vector(self, x: Array, v: Array) -> Array:
         """Hessian of F at x times v, both (d,): shape (d,); no matrix is formed."""
         return jax.jvp(self.gradient, (_real(x),), (_real(v),))[1]
 
+    @_compiled
     def example_gradient(self, x: Array, z: Any) -> Array:
         """Gradient of the loss of one example z at x (d,): shape (d,)."""
         return jax.grad(self.function)(_real(x), z)
 
+    @_compiled
     def example_gradients(self, x: Array) -> Array:
         """Gradients of all nodes at x (d,): shape (m, d)."""
         return jax.vmap(jax.grad(self.function), in_axes=(None, 0))(_real(x), self.nodes)
 
+    @_compiled
     def factor(self, x: Array) -> Array:
         """A matrix s (d, m) with s s^T = Sigma(x): weighted centred example gradients.
 
@@ -123,6 +159,7 @@ class StochasticLoss:
         many = self.noise is not None and self.closed_factor is None
         return many and self.dim <= MAX_SQUARE and self.dim < self.size
 
+    @_compiled
     def factor_vector(self, x: Array, xi: Array) -> Array:
         """``factor(x) @ xi`` for xi (m,) by ONE weighted gradient: no (d, m) matrix.
 
@@ -142,6 +179,7 @@ class StochasticLoss:
             return self.noise_dim
         return self.dim if self.square else self.size
 
+    @_compiled
     def covariance(self, x: Array) -> Array:
         """Sigma(x): covariance of ONE example's gradient at x (d,): shape (d, d)."""
         if self.closed_factor is not None:
@@ -151,6 +189,7 @@ class StochasticLoss:
         c = g - self.weights @ g
         return c.T @ (self.weights[:, None] * c)
 
+    @_compiled
     def third_cumulant(self, x: Array) -> Array:
         """Third cumulant tensor of one example's gradient at x (d,): shape (d, d, d)."""
         g = self.example_gradients(x)
@@ -240,7 +279,7 @@ def sampled(
 ) -> StochasticLoss:
     """A loss whose examples z, shape (noise_dim,), have independent entries from `law`.
 
-    Expectations use the law's rule (`noise.product_rule`), exact for the stated degree
+    `noise_dim` is how many entries z has. Expectations use the law's rule (`noise.product_rule`), exact for the stated degree
     in z; where the loss is affine in z (seen from its jaxpr), exact forms without nodes. A closed
     form of F may be given as `mean`; it is checked against the rule.
 

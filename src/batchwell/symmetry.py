@@ -158,6 +158,13 @@ def quotient(loss: StochasticLoss, gauge: Gauge, strength: float = 0.1) -> Stoch
     again. SGD on it is SGD held near the slice: rates are those of `loss` only where the symmetry
     keeps distances.
 
+    Parameters
+    ----------
+    gauge
+        What picks one point of each orbit, such as `rescaling`'s.
+    strength
+        Weight of the term that holds it, > 0.
+
     Raises
     ------
     InputError
@@ -208,6 +215,13 @@ def fixing(
 
     For symmetries that can bring these coordinates to these values: a rotation turns one of two to
     0, a shift of all logits one of them to 0.
+
+    Parameters
+    ----------
+    coordinates
+        Indices of the k frozen coordinates.
+    values
+        What they are frozen at: a number, or (k,).
 
     Raises
     ------

@@ -1,6 +1,7 @@
 """The chain's own action at finite learning rate, with and without momentum."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from batchwell.action import chain, chain_action, hamiltonian, instantons, quasi
 from batchwell.errors import InputError
 
 
+@cache
 def linear(momentum=0.0, eta=0.2):
     return SGD(additive(lambda x: x @ x / 2, "gaussian", scale=0.7), eta, 2, momentum=momentum)
 

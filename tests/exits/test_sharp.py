@@ -1,6 +1,7 @@
 """The sharp law of SGD with noise of any shape against the chain's own exact law."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -24,10 +25,12 @@ from batchwell.exits import mean_exit_time
 from batchwell.exits.amplitude import log_overshoot, step_shift
 
 
+@cache
 def bowl(law, scale=1.0):
     return additive(lambda x: x @ x / 2, law, scale=scale)
 
 
+@cache
 def well(law):
     return additive(lambda x: (x @ x - 1) ** 2 / 4, law)
 

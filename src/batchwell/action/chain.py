@@ -107,6 +107,10 @@ def chain_action(
     RunError
         No path of finite cost was found, or Newton's method did not come to rest.
 
+    References
+    ----------
+    Dembo & Zeitouni, Large Deviations Techniques and Applications (1998), sections 5.1 and 5.6.
+
     Examples
     --------
     The finite learning rate and momentum of f = x^2/2: V = eps x^2 / (2 Var), Var stationary.

@@ -106,6 +106,10 @@ def instantons(
     RunError
         The noise is bounded and cannot carry SGD along any path tried: it never escapes.
 
+    References
+    ----------
+    Freidlin & Wentzell, Random Perturbations of Dynamical Systems (2012), chapters 4 to 6.
+
     Examples
     --------
     >>> from batchwell import SGD, additive, ball
@@ -139,6 +143,10 @@ def quasi_potential(
     process: Process, start: ArrayLike, end: ArrayLike | Domain, **options: Any
 ) -> float:
     """Least action V from `start` to `end` (see `instantons`), with ``E tau ~ exp(V / eps)``.
+
+    References
+    ----------
+    Freidlin & Wentzell, Random Perturbations of Dynamical Systems (2012), sections 4.2 and 5.4.
 
     Examples
     --------

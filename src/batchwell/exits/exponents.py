@@ -62,6 +62,11 @@ def exponent_map(
 ) -> list[ExponentRow]:
     """V of SGD and of its diffusion by batch size and sampling mode.
 
+    Parameters
+    ----------
+    batch_sizes, samplings
+        One row for each pair of them that exists; by default SGD's own batch size, with replacement.
+
     Raises
     ------
     InputError

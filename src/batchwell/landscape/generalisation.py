@@ -75,6 +75,14 @@ def generalisation(
     -----
     Minima are a sample of what the search found, resampled as if independent; that all are scored on
     the same held-out examples is not part of the interval.
+
+    Examples
+    --------
+    >>> from batchwell import additive, find_minima
+    >>> wells = additive(lambda x: ((x**2 - 1) ** 2).sum() / 4 + x[0] * x[1] / 9, dim=2)
+    >>> found = find_minima(wells, [[a, b] for a in (-1, 1) for b in (-1, 1)])
+    >>> len(generalisation(found, {"shift": additive(lambda x: x[0], dim=2)}).labels)
+    4
     """
     minima = landscape.minima
     require(len(minima) >= FEWEST, "landscape", f"{len(minima)} minima", f"needs {FEWEST} or more")
@@ -95,6 +103,11 @@ def held_out_scores(
     landscape: Landscape, tests: Mapping[str, StochasticLoss]
 ) -> dict[str, dict[str, float]]:
     """Mean score of every minimum on held-out examples: by test, then by the minimum's label.
+
+    Parameters
+    ----------
+    tests
+        By name, a loss of held-out examples each; its mean counts.
 
     Raises
     ------

@@ -373,6 +373,13 @@ def basin(
 
     Its `labels` are a `BasinMap`, to be asked from one thread at a time.
 
+    Parameters
+    ----------
+    attractors
+        The minima that descent of F reaches, as `quench` finds them.
+    own
+        Index of the one whose basin it is.
+
     Examples
     --------
     >>> from batchwell import additive

@@ -112,6 +112,11 @@ def find_saddles(
         From the lowest to the highest. A search from finitely many seeds: what it does not find
         may still exist.
 
+    References
+    ----------
+    E, Ren & Vanden-Eijnden, J. Chem. Phys. 126 (2007) 164103, for strings between minima; Cerjan &
+    Miller, J. Chem. Phys. 75 (1981) 2800, for the climb along one mode.
+
     Examples
     --------
     >>> from batchwell import additive, find_minima

@@ -64,6 +64,13 @@ def sharpness(
     Hutchinson's method and by stochastic Lanczos quadrature (Ubaru, Chen & Saad, SIAM J. Matrix Anal.
     Appl. 38, 2017) with standard errors over 32 probes.
 
+    Parameters
+    ----------
+    radius
+        Of the ball in which the worst increase of F is sought, > 0.
+    scale
+        c > 0 of the effective dimension sum_i l_i / (l_i + c), l_i the eigenvalues.
+
     Raises
     ------
     InputError

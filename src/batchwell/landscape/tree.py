@@ -84,6 +84,10 @@ def disconnectivity_tree(landscape: Landscape, saddles: Sequence[Saddle]) -> Dis
     Saddles with an end that is not listed are left out: the tree's heights are upper bounds, as
     those of any search that may have missed a lower pass.
 
+    References
+    ----------
+    Becker & Karplus, J. Chem. Phys. 106 (1997) 1495; Wales, Miller & Walsh, Nature 394 (1998) 758.
+
     Examples
     --------
     >>> from batchwell import additive, find_minima

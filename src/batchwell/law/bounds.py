@@ -91,6 +91,10 @@ def exit_time_bounds(
     RunError
         The lower bound exceeds 1e11 steps, where too few digits would be left.
 
+    References
+    ----------
+    Givan, Leach & Dean, Artif. Intell. 122 (2000) 71: interval Markov chains, by policy iteration.
+
     Examples
     --------
     >>> from batchwell import SGD, additive

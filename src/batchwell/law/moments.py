@@ -97,6 +97,10 @@ def moments(process: Process, start: ArrayLike, steps: float, order: int = 2) ->
     InputError
         The loss is not quadratic, or the tensors would be too large.
 
+    References
+    ----------
+    Hu, Li, Li & Liu, arXiv:1705.07562: the master equation, in moments.
+
     Examples
     --------
     T1: f = x^2/2 with unit noise, E x^2 at t = 1 from x = 1.
@@ -154,6 +158,11 @@ def stationary_moments(process: Process, order: int = 2) -> Moments:
 
     For additive noise the covariance C solves ``HC + CH - eta HCH = eps Sigma`` for SGD and
     ``HC + CH = eps Sigma`` for the diffusion of order 1.
+
+    Parameters
+    ----------
+    order
+        Highest moment, 1 ... 4.
 
     Raises
     ------

@@ -105,6 +105,11 @@ def exit_time(op: Operator, start: ArrayLike) -> Estimate:
     Infinite, with the reason in its notes, where noise of bounded support cannot reach the
     boundary, or may lead to where it cannot.
 
+    Parameters
+    ----------
+    op
+        A `transfer_operator` or a `generator`: both hold the domain.
+
     Examples
     --------
     T7: f = x^2/2, Gaussian noise, exit from |x| < 1, eta = .2.

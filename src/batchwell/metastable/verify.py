@@ -97,6 +97,8 @@ def verify_schedules(
 
     Parameters
     ----------
+    plan
+        What `optimal_schedule` answered.
     sgd
         Learning rate, sampling mode and momentum; its batch size is replaced by the schedules'.
     rivals
@@ -104,6 +106,8 @@ def verify_schedules(
         are always among them); all by default.
     paths
         Paths of each schedule, started at minima drawn from the plan's start.
+    stream
+        Name of the random stream: another name, independent paths.
 
     Raises
     ------

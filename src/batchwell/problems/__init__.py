@@ -7,6 +7,7 @@ and the tests' parameters. Names are those that ``batchwell study NAME`` takes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from ..errors import one_of
 from .analytic import (
@@ -53,4 +54,10 @@ def problem(name: str) -> Problem:
     >>> problem("double-well").loss.dim
     1
     """
-    return PROBLEMS[one_of("problem", name, PROBLEMS)]()
+    return _built(one_of("problem", name, PROBLEMS))
+
+
+@cache
+def _built(name: str) -> Problem:
+    """Once a process: what XLA compiled for a loss is found again with the loss."""
+    return PROBLEMS[name]()

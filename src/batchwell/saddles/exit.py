@@ -54,6 +54,11 @@ def saddle_exit(
     RunError
         No noise along the unstable direction (says the time that rounding alone needs).
 
+    References
+    ----------
+    Kifer, Israel J. Math. 40 (1981) 74; Bakhtin, Stoch. Proc. Appl. 118 (2008) 839; Hu, Li, Li & Liu,
+    arXiv:1705.07562, section 4.
+
     Examples
     --------
     >>> from batchwell import SGD, additive, ball

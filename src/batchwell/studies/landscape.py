@@ -66,6 +66,8 @@ def landscape_study(
         A name of the gallery, a settings file (.toml), or a loss.
     out
         Run directory, by default ``runs/NAME-landscape``.
+    code
+        Python file with the loss that a settings file names; no other code is ever run.
     learning_rate, batch_sizes, starts, budget
         By default the problem's; `budget` is the number of examples that schedules may use.
     objective
@@ -78,6 +80,8 @@ def landscape_study(
         each schedule.
     horizon
         Longest path in SGD steps.
+    resume, quiet
+        Go on with what an earlier run of the same settings finished; show no progress.
 
     Raises
     ------

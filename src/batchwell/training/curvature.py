@@ -25,7 +25,19 @@ def hessian_eigenvalues(
     tolerance: float = 1e-6,
     seed: int = 0,
 ) -> Extremes:
-    """Largest and smallest eigenvalues of the Hessian: see `lanczos.extreme_eigenvalues`."""
+    """Largest and smallest eigenvalues of the Hessian: see `lanczos.extreme_eigenvalues`.
+
+    Parameters
+    ----------
+    top, bottom
+        How many of either end.
+    tolerance
+        Relative to the largest |eigenvalue|; what was reached is stated for each.
+
+    Examples
+    --------
+    `docs/training.md` has one for each function of this module.
+    """
     return lanczos.extreme_eigenvalues(
         local.hessian,
         local.dim,
@@ -45,7 +57,15 @@ def noise_eigenvalues(
     tolerance: float = 1e-6,
     seed: int = 0,
 ) -> Extremes:
-    """Largest eigenvalues of Sigma, the covariance of one example's gradient."""
+    """Largest eigenvalues of Sigma, the covariance of one example's gradient.
+
+    Parameters
+    ----------
+    top
+        How many.
+    tolerance
+        Relative to the largest; what was reached is stated for each.
+    """
     return lanczos.extreme_eigenvalues(
         local.covariance,
         local.dim,
@@ -57,7 +77,12 @@ def noise_eigenvalues(
 
 
 def hessian_trace(local: LocalLoss, products: int = 60, *, seed: int = 0) -> Estimate:
-    """tr H by Hutch++: see `lanczos.trace`."""
+    """tr H by Hutch++, with its standard error: see `lanczos.trace`.
+
+    References
+    ----------
+    Meyer, Musco, Musco & Woodruff, "Hutch++" (SOSA 2021), algorithm 1.
+    """
     return lanczos.trace(local.hessian, local.dim, products, unit="loss", seed=seed)
 
 
@@ -69,7 +94,19 @@ def hessian_density(
     width: float | None = None,
     seed: int = 0,
 ) -> Density:
-    """Density of the Hessian's eigenvalues: see `lanczos.spectral_density`."""
+    """Density of the Hessian's eigenvalues: see `lanczos.spectral_density`.
+
+    Parameters
+    ----------
+    starts, steps
+        Random vectors, and products from each.
+    width
+        Standard deviation of the Gaussian that each node is drawn as; 1 % of the range unless given.
+
+    References
+    ----------
+    Ubaru, Chen & Saad, SIAM J. Matrix Anal. Appl. 38 (2017) 1075.
+    """
     return lanczos.spectral_density(
         local.hessian, local.dim, starts=starts, steps=steps, width=width, seed=seed
     )

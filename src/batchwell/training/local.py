@@ -268,6 +268,8 @@ def nearby_minimum(
     ----------
     tolerance
         On |grad F|.
+    max_iterations
+        Newton steps at most.
 
     Raises
     ------

@@ -89,7 +89,17 @@ def flat(name: str, estimate: Estimate) -> dict[str, float]:
 
 
 def to_tensorboard(writer: Any, prefix: str = "batchwell/") -> Log:
-    """``log(dict, step)`` for a TensorBoard ``SummaryWriter``."""
+    """``log(dict, step)`` for a TensorBoard ``SummaryWriter``.
+
+    Anything with its ``add_scalar(name, value, step)`` serves as `writer`; `prefix` goes before the names.
+
+    Examples
+    --------
+    >>> class Printer:
+    ...     add_scalar = staticmethod(print)
+    >>> to_tensorboard(Printer())({"batch_size": 32.0}, 7)
+    batchwell/batch_size 32.0 7
+    """
 
     def log(values: dict[str, float], step: int) -> None:
         for name, value in values.items():

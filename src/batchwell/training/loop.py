@@ -364,6 +364,8 @@ def attach(
         Directory of ``log.jsonl`` (read by ``batchwell train-report``) and of the last good state.
     log
         Further ``log(dict, step)`` callables, such as ``mlflow.log_metrics``.
+    log_every
+        Updates between two logged losses, each the mean since the one before.
     knob
         "accumulation": gradients of the loader's batches are accumulated, weighted by their
         examples. "sampler": the loader's batches are made anew, at the size wanted.

@@ -236,6 +236,15 @@ def combine(
     independent. Those of one epoch are less spread than that, and a drift of the
     parameters adds to their spread: both make the intervals wider than need be, not narrower.
 
+    Parameters
+    ----------
+    steps
+        What the steps said, in their order.
+    method
+        How they were measured, for the answer.
+    level
+        Of the intervals.
+
     Raises
     ------
     InputError

@@ -15,7 +15,7 @@ _CLOSE = (0.8, 1.25)
 def score(predicted: Mapping[str, Estimate], came: Mapping[str, Estimate]) -> list[dict[str, Any]]:
     """Predictions against what came: a JSON-safe row for each name that both have.
 
-    A lower bound (an interval without upper end) is held to its bound. Otherwise the
+    `predicted` and `came` are estimates by name. A lower bound (an interval without upper end) is held to its bound. Otherwise the
     verdict is "agrees" within 2 standard errors of both together, "close" within 25 %, which the
     local picture's own assumptions cost easily, else how far off it is.
 

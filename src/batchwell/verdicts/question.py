@@ -48,6 +48,11 @@ def validity(
     InputError
         The point is not a minimum to within the noise (indefinite Hessian), or shapes differ.
 
+    References
+    ----------
+    Li, Malladi & Arora, arXiv:2102.12470, section 5, for noise against gradient; Gurbuzbalaban,
+    Simsekli & Zhu (ICML 2021), for tails.
+
     Examples
     --------
     >>> import numpy as np

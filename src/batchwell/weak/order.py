@@ -121,6 +121,10 @@ def weak_error(
     InputError
         Naming the argument, or why a `method` does not apply.
 
+    References
+    ----------
+    Hu, Li, Li & Liu, arXiv:1705.07562, theorem 1; Li, Tai & E, J. Mach. Learn. Res. 20 (2019), no. 40.
+
     Examples
     --------
     T1: f = x^2/2, unit noise, E x^2 at T = 1; the constant tends to -exp(-2) = -.1353353.
