@@ -56,7 +56,7 @@ def test_a_torn_line_is_left_out_and_said(tmp_path: Path) -> None:
     log = written(tmp_path, ROWS, '{"step": 7, "loss": 0.0')
     assert log.torn == 1
     assert log.last("loss").step == 6  # type: ignore[union-attr]
-    assert "1 line of the log could not be read" in render(training_page(log))
+    assert "Left out of the log, as unreadable: 1 line." in render(training_page(log))
 
 
 def test_what_was_trained_again_counts_once(tmp_path: Path) -> None:
@@ -66,6 +66,25 @@ def test_what_was_trained_again_counts_once(tmp_path: Path) -> None:
     assert log.last("batch_size").value == 64  # type: ignore[union-attr]
     assert log.below("predicted/") == {}
     assert "Gone on from a saved state at update 3." in render(training_page(log))
+
+
+def test_of_two_trainings_in_one_log_the_last_is_shown(tmp_path: Path) -> None:
+    log = written(tmp_path, [*ROWS, {**ROWS[0], "data_size": 5}, row(1, 8), row(2, 8)])
+    assert [(p.step, p.value) for p in log.points("batch_size")] == [(1, 8), (2, 8)]
+    assert (log.start["data_size"], log.before) == (5, 1)
+    assert "The log holds 1 training from before this one" in render(training_page(log))
+
+
+def test_a_training_started_anew_and_gone_on_with_is_one(tmp_path: Path) -> None:
+    again = [ROWS[0], {"event": "resumed", "step": 3}, row(4, 64)]
+    log = written(tmp_path, [*ROWS, *again])
+    assert [p.step for p in log.points("loss")] == [1, 2, 3, 4]
+    assert log.before == 0
+    assert [e["event"] for e in log.events] == ["started", "resumed"]
+
+
+def test_a_training_that_only_started_hides_none(tmp_path: Path) -> None:
+    assert written(tmp_path, [*ROWS, ROWS[0]]).last("loss").step == 6  # type: ignore[union-attr]
 
 
 def test_answer(tmp_path: Path) -> None:

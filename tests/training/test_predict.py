@@ -296,6 +296,20 @@ def test_own_curvature_bounds_the_learning_rate() -> None:
     )
     assert math.isfinite(below)
     assert above == math.inf
+    # Full batches know no noise.
+    assert stationary_loss(spectrum, 0.1, 2, "without_replacement").value == 0
+
+
+def test_flat_directions_leave_a_lower_bound() -> None:
+    """What is drawn beyond the resolved directions may be more than a first order can say."""
+    local, exact, _ = regression(4, "with_replacement", 0.1)
+    spectrum = noise_spectrum(local, top=2)
+    wide = replace(spectrum, own=replace(spectrum.own, beyond=1e6 * spectrum.own.beyond))
+    found = stationary_loss(wide, 0.1, 4, "with_replacement")
+    assert math.isfinite(found.value)
+    assert not found.determined
+    assert found.interval[0] < exact
+    assert any("lower bound" in note for note in found.notes)
 
 
 def ramp(slope: float = 0.0) -> NoiseSpectrum:

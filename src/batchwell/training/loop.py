@@ -370,7 +370,9 @@ def attach(
         "accumulation": gradients of the loader's batches are accumulated, weighted by their
         examples. "sampler": the loader's batches are made anew, at the size wanted.
     backward
-        Called with the loss instead of ``loss.backward()``; ``accelerator.backward``.
+        Called with the loss instead of ``loss.backward()``; ``accelerator.backward``. Autocast in
+        bfloat16 needs nothing here. A ``GradScaler``, which may leave updates out, is not
+        supported: with one, keep a loop of your own and say ``Probe.step(loss, scale=...)``.
     before_update
         Called when the gradients are complete, for example to clip them.
     probe

@@ -46,7 +46,8 @@ class Probe(StepProbe):
     sampling
         "reshuffle" (what a shuffling loader does), "without_replacement", "with_replacement".
     reduction
-        "mean" or "sum": how the loss is reduced over a batch.
+        "mean" or "sum": how the loss is reduced over a batch. One that divides by weights, of classes
+        or of tokens that count, is a mean in which an example weighs as much as it did there.
     micro_batches
         Where a step has several backward passes: "equal" (each loss divided by their
         number) or "by_size" (each multiplied by its share of the examples).

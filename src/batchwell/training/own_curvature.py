@@ -9,11 +9,11 @@ over random draws, to first order in eta and in c.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..estimate import LEVEL
+from ..estimate import LEVEL, Estimate
 from ..streams import generator
 from .lanczos import Vector
 from .local import LocalLoss
@@ -135,8 +135,8 @@ def added(
         return Added(inside, 0.0, (inside, inside))
     rest, scale = _beyond(own.beyond), 0.25 * (eta * factor) ** 2 * settled
     ratio = (inside + scale * rest.value) / base
-    if ratio >= 1:
-        return Added(math.inf)
+    if ratio >= 1:  # more than a first order can say: a lower bound
+        return Added(inside, math.nan, (inside, math.inf))
     # What was added adds in turn, by about the same ratio.
     scale /= 1 - ratio
     order = 0.5 * (ratio + eta * float(curvatures.max())) * rest.value  # what the first one leaves
@@ -163,3 +163,24 @@ def _beyond(draws: Vector) -> Added:
     value, stderr = float(draws.mean()), float(draws.std(ddof=1) / math.sqrt(draws.size))
     quantile = float(student.ppf(0.5 + LEVEL / 2, draws.size - 1))
     return Added(value, stderr, positive_interval(value, stderr, quantile))
+
+
+def plus(answer: Estimate, more: Added) -> Estimate:
+    """An excess loss with what is added to it."""
+    (low, high), (less, most) = answer.interval, more.interval
+    if math.isinf(more.value):
+        return replace(
+            answer, value=math.inf, stderr=math.nan, interval=(low, math.inf)
+        ).with_notes("not stable in mean square: the curvature of batches differs too much")
+    if math.isinf(most):
+        answer = answer.with_notes(
+            "a lower bound: what examples' own curvature adds beyond the resolved directions is not "
+            "small; ask noise_spectrum for more of them"
+        )
+    value = answer.value + more.value
+    ends = (
+        value - math.hypot(answer.value - low, more.value - less),
+        value + math.hypot(high - answer.value, most - more.value),
+    )
+    stderr = math.hypot(answer.stderr, more.stderr)
+    return replace(answer, value=value, stderr=stderr, interval=ends)

@@ -21,7 +21,7 @@ from .epochs import epoch_sizes, excess, gathered
 from .lanczos import Vector
 from .local import LocalLoss
 from .noise import SAMPLING_MODES, noise_factor
-from .own_curvature import Added, added
+from .own_curvature import Added, added, plus
 from .spectrum import NoiseSpectrum
 
 LOCAL = "quadratic loss and constant noise around the point of measurement"
@@ -138,25 +138,15 @@ def _with_own_curvature(
     factor = noise_factor(b, spectrum.n, "without_replacement" if epochs else sampling)
     stationary = _positive_only(lambda v: factor * eta / 2 / (2 - eta * v), spectrum)
     base = spectrum.trace_of(stationary, "loss", "").value
-    settled = answer.value / base if steps is not None else 1.0
-    before = base if steps is None else answer.value
+    if base == 0:
+        return answer
+    settled, before = (1.0, base) if steps is None else (answer.value / base, answer.value)
     more = added(spectrum.own, spectrum.values, eta, factor, before, steps, settled)
-    if math.isinf(more.value):
-        unbounded = (answer.interval[0], math.inf)
-        return replace(answer, value=math.inf, stderr=math.nan, interval=unbounded).with_notes(
-            "not stable in mean square: the curvature of batches differs too much"
-        )
-    if epochs and base > 0:
-        share = answer.value * more.value / base
-        more = Added(share, share, (0.0, 3 * share))
-    value = answer.value + more.value
-    (low, high), (less, most) = answer.interval, more.interval
-    ends = (
-        value - math.hypot(answer.value - low, more.value - less),
-        value + math.hypot(high - answer.value, most - more.value),
-    )
-    stderr = math.hypot(answer.stderr, more.stderr)
-    return replace(answer, value=value, stderr=stderr, interval=ends)
+    if epochs:
+        share = answer.value / base
+        value, most = share * more.value, 3 * share * more.interval[1]
+        more = Added(value, value, (0.0, most))
+    return plus(answer, more)
 
 
 def _positive_only(function: Any, spectrum: NoiseSpectrum) -> Any:

@@ -384,8 +384,13 @@ def _settings(log: Trained) -> Section:
     resumed = [whole(e["step"]) for e in log.events if e["event"] == "resumed"]
     if resumed:
         notes.append(f"Gone on from a saved state at {listing([f'update {s}' for s in resumed])}.")
+    if log.before:
+        notes.append(
+            f"The log holds {counted(log.before, 'training')} from before this one, not shown here: "
+            "give each a directory of its own."
+        )
     if log.torn:
-        notes.append(f"{counted(log.torn, 'line')} of the log could not be read and was left out.")
+        notes.append(f"Left out of the log, as unreadable: {counted(log.torn, 'line')}.")
     tables = (pairs("Schedule and loop", shown),) if shown else ()
     command = f"batchwell train-report {log.path}"
     return Section("settings", "Settings", notes=tuple(notes), tables=tables, command=command)

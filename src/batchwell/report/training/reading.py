@@ -53,6 +53,8 @@ class Trained:
         All events in order.
     torn
         Lines that could not be read.
+    before
+        Trainings that were logged here before this one, which are not shown.
     """
 
     path: Path
@@ -60,6 +62,7 @@ class Trained:
     series: Mapping[str, tuple[Point, ...]]
     events: tuple[Mapping[str, Any], ...]
     torn: int
+    before: int = 0
 
     def points(self, name: str) -> tuple[Point, ...]:
         """Points of a series; none if it was not logged."""
@@ -96,10 +99,10 @@ def read_log(logdir: str | Path) -> Trained:
         ) from None
     records = [record for record in map(_record, lines) if record is not None]
     torn = sum(1 for line in lines if line.strip()) - len(records)
-    values, events = _kept(records)
+    values, events, before = _kept(records)
     require(bool(values), "LOGDIR", str(path), "nothing was measured yet: the log has no values")
     start = next((e for e in events if e["event"] == "started"), {})
-    return Trained(path, start, _series(values), tuple(events), torn)
+    return Trained(path, start, _series(values), tuple(events), torn, before)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
@@ -111,18 +114,33 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return found if whole else None
 
 
-def _kept(records: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Values and events; values beyond a state that was gone on from are left out."""
-    values: list[dict[str, Any]] = []
-    events: list[dict[str, Any]] = []
+Records = list[dict[str, Any]]
+
+
+def _kept(records: Iterable[dict[str, Any]]) -> tuple[Records, Records, int]:
+    """Values and events of the last training, and how many there were before it.
+
+    What starts and goes on from a saved state is the training before; its values beyond that state
+    are left out.
+    """
+    runs: list[tuple[Records, Records]] = [([], [])]
     for record in records:
+        values, events = runs[-1]
         if "event" not in record:
             values.append(record)
             continue
-        events.append(record)
+        if record["event"] == "started" and values:
+            runs.append(([], [record]))
+            continue
         if record["event"] == "resumed":
-            values = [row for row in values if row["step"] <= record["step"]]
-    return values, events
+            if not values and len(runs) > 1:
+                runs.pop()
+            values, events = runs[-1]
+            values[:] = [row for row in values if row["step"] <= record["step"]]
+        events.append(record)
+    # One that has only started says nothing yet.
+    told = [run for run in runs if run[0]] or runs
+    return *told[-1], len(told) - 1
 
 
 def _series(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Point, ...]]:
