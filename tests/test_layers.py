@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / PACKAGE
 
 LAYERS = (
-    {"errors", "estimate", "streams", "linearity", "memory", "_jax", "_lazy"},
+    {"errors", "estimate", "streams", "linearity", "memory", "points", "_jax", "_lazy"},
     {"noise", "loss", "domain", "symmetry"},
     {"dynamics", "problems"},
     {"ensemble", "law", "action", "landscape"},

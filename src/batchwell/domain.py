@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ._jax import jax, jnp, traced
-from .errors import InputError, finite, positive, require, whole
+from .errors import finite, positive, require, whole
+from .points import numbers
 
 Array = Any
 Labels = Callable[[np.ndarray], np.ndarray]
@@ -56,7 +57,7 @@ class Domain:
 
     def contains(self, points: ArrayLike) -> np.ndarray:
         """Whether each of `points`, (n, d) or (d,), lies inside: bool, (n,) or ()."""
-        x = np.asarray(points, dtype=np.float64)
+        x = numbers("points", points)
         flat = np.atleast_2d(x)
         require(flat.shape[-1] == self.dim, "points", x.shape, f"need {self.dim} coordinates")
         if self.labels is not None:
@@ -112,22 +113,8 @@ def sublevel(function: Callable[[Array], Array], level: float, dim: int) -> Doma
     )
 
 
-def point(key: str, value: ArrayLike, dim: int) -> np.ndarray:
-    """`value` as a point (dim,) of finite numbers, or `InputError`."""
-    try:
-        x = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InputError(key, value, f"must be {dim} numbers") from None
-    require(x.shape == (dim,), key, x.shape, f"must have shape ({dim},)")
-    require(bool(np.all(np.isfinite(x))), key, x, "must be finite")
-    return x
-
-
 def _vector(key: str, value: ArrayLike, infinite: bool = False) -> np.ndarray:
-    try:
-        v = np.atleast_1d(np.asarray(value, dtype=np.float64))
-    except (TypeError, ValueError):
-        raise InputError(key, value, "must be a vector of numbers") from None
+    v = np.atleast_1d(numbers(key, value, "must be a vector of numbers"))
     good = not np.any(np.isnan(v)) if infinite else np.all(np.isfinite(v))
     require(v.ndim == 1 and v.size > 0 and bool(good), key, value, "must be a vector of numbers")
     return v

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ._jax import jax, jnp, traced
 from .errors import InputError, finite, one_of, positive, require, whole
@@ -62,6 +62,9 @@ class SGD:
     momentum: float = 0.0
 
     def __post_init__(self) -> None:
+        kind = type(self.loss).__name__
+        allowed = "must be a loss made by finite_sum, sampled or additive"
+        require(isinstance(self.loss, StochasticLoss), "loss", kind, allowed)
         # Plain numbers, whatever array type they came as: chains are keys of caches.
         object.__setattr__(self, "learning_rate", positive("learning_rate", self.learning_rate))
         object.__setattr__(self, "batch_size", whole("batch_size", self.batch_size))
@@ -166,6 +169,25 @@ class Diffusion:
 Process = SGD | Diffusion
 
 
+def dimension(process: Process) -> int:
+    """Dimension of the space that `process` moves in.
+
+    Raises
+    ------
+    InputError
+        It is no process, but a loss, say.
+    """
+    kind = type(process).__name__
+    require(isinstance(process, SGD | Diffusion), "process", kind, "must be an SGD or a Diffusion")
+    return process.loss.dim if isinstance(process, SGD) else process.dim
+
+
+def need_sgd(process: Any) -> SGD:
+    """`process`, which has to be an SGD, or `InputError`."""
+    require(isinstance(process, SGD), "sgd", type(process).__name__, "must be an SGD")
+    return cast(SGD, process)
+
+
 def diffusion(
     drift: Callable[[Array], Array],
     factor: Callable[[Array], Array],
@@ -239,7 +261,7 @@ def diffusion_approximation(sgd: SGD, order: int = 1) -> Diffusion:
     -1.05
     """
     require(order in (1, 2), "order", order, "must be 1 or 2")
-    return _approximation(sgd, order)
+    return _approximation(need_sgd(sgd), int(order))
 
 
 @lru_cache(maxsize=128)

@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._jax import jax, jnp
-from ..domain import Domain, point
+from ..domain import Domain
 from ..dynamics import SGD
 from ..errors import InputError, RunError, require, whole
+from ..points import point
 from .geometric import floor_needed
 from .hamiltonian import Hamiltonian, hamiltonian
 from .instanton import instantons

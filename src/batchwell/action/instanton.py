@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._jax import jax, jnp
-from ..domain import Domain, point
+from ..domain import Domain
 from ..dynamics import Process
 from ..errors import InputError, RunError, known_options, require, whole
+from ..points import point
 from . import ritz
 from .characteristics import Characteristic, characteristics
 from .fixed_points import rays, spread_directions

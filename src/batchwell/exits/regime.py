@@ -10,17 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._jax import jax, jnp
-from ..domain import Domain, point
-from ..dynamics import SGD, Diffusion, Process
+from ..domain import Domain
+from ..dynamics import SGD, Diffusion, Process, dimension
 from ..errors import InputError, require, whole
 from ..loss import StochasticLoss
+from ..points import point
 
 Array = Any
-
-
-def dimension(process: Process) -> int:
-    """Dimension of the space that `process` moves in."""
-    return process.loss.dim if isinstance(process, SGD) else process.dim
 
 
 def drift_of(process: Process) -> Any:
@@ -63,13 +59,9 @@ def check_start(process: Process, start: ArrayLike, domain: Domain) -> np.ndarra
     InputError
         Wrong shape, not finite, domain of another dimension, or a start outside of it.
     """
-    if not isinstance(process, SGD | Diffusion):
-        raise InputError("process", type(process).__name__, "must be SGD or a diffusion")
-    if not isinstance(domain, Domain):
-        made = "must be made by ball, box, half_space, sublevel or basin"
-        raise InputError("domain", type(domain).__name__, made)
     dim = dimension(process)
     x = point("start", start, dim)
+    require(isinstance(domain, Domain), "domain", domain, "must be a Domain, such as ball or box")
     require(domain.dim == dim, "domain", f"dimension {domain.dim}", f"must have dimension {dim}")
     require(bool(domain.contains(x)), "start", x, f"must lie inside the domain ({domain.name})")
     return x

@@ -7,8 +7,7 @@ from typing import Any
 
 from .._jax import jax, jnp
 from ..domain import Domain
-from ..dynamics import SGD, Process
-from .regime import dimension
+from ..dynamics import SGD, Process, dimension
 
 TRANSCENDENTAL = 10.0  # additions that an exponential or a logarithm stands for
 WORK = 1e11  # most operations of a simulation that sets its own length: half a minute

@@ -23,10 +23,11 @@ from scipy.linalg import logm
 from scipy.special import ndtr
 
 from .._jax import jax, jnp
-from ..domain import Domain, point
-from ..dynamics import SGD, Process
+from ..domain import Domain
+from ..dynamics import SGD, Process, dimension
 from ..errors import InputError, known_options, require
 from ..estimate import Estimate
+from ..points import point
 from .degenerate import NO_NOISE, refuse, second_order_seed
 from .index import exit_times, net_of_seeds, seed_covariance, still_to_come, unstable_part
 from .simulated import direct
@@ -202,7 +203,7 @@ def _flow_and_noise(process: Process) -> tuple[Any, Any]:
 
 
 def _check_saddle(process: Process, saddle: ArrayLike, domain: Domain, method: str) -> np.ndarray:
-    dim = process.loss.dim if isinstance(process, SGD) else process.dim
+    dim = dimension(process)
     x = point("saddle", saddle, dim)
     require(domain.level is not None, "domain", domain.name, "must have a level function here")
     require(domain.dim == dim and bool(domain.contains(x)), "saddle", x, "must lie in the domain")
