@@ -30,8 +30,6 @@ from .regime import attractor, substeps_of
 from .scores import default_score
 
 UNSURE = 1e-12
-# Relative standard error beyond which the mean over replicas is that of a few of them.
-MOST_SCATTER = 0.5
 STREAM = "splitting"
 # Replicas' trials are told apart by their index in one stream: room for this many each.
 ROOM = 2**40
@@ -261,12 +259,8 @@ def _answer(
     ]
     out = rate_to_time(rates, "adaptive multilevel splitting").with_notes(*notes)
     relative = out.stderr / out.value
-    scatter = f"replicas scatter by {relative * math.sqrt(n):.0%}: raise particles"
-    if relative > MOST_SCATTER:
-        # Rates this skewed: a few replicas carry the mean, and no interval of theirs covers it.
-        out = out.with_notes(f"{scatter}; not reliable")
-    elif relative > 0.3:
-        out = out.with_notes(scatter)
+    if relative > 0.3:
+        out = out.with_notes(f"replicas scatter by {relative * math.sqrt(n):.0%}: raise particles")
     return out if chance > UNSURE else second_opinion(out, second)
 
 
