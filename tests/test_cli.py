@@ -313,3 +313,13 @@ def test_weak_refuses_a_place_that_cannot_be_written() -> None:
     code, text = call("weak", "quadratic", "--out", "/proc/no/such")
     assert (code, text.count("\n")) == (2, 1)
     assert "cannot be written" in text
+
+
+def test_what_is_no_npz_is_told_without_a_word_of_unsafe_loading(own: Path) -> None:
+    Path("data.npz").write_bytes(b"not an archive")
+    text = Path("my.toml").read_text().replace("data.csv", "data.npz")
+    Path("my.toml").write_text(text.replace('target = "label"\n', ""))
+    code, output = call("study", "my.toml", "--code", "my_loss.py", "--quiet")
+    assert (code, output.count("\n")) == (2, 1)
+    assert "is no NPZ file" in output
+    assert "pickle" not in output

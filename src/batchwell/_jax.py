@@ -53,15 +53,48 @@ def traced(key: str, function: Callable[..., Any], *examples: Any, call: str = "
     Raises
     ------
     InputError
-        It cannot be traced: Python branches on values, NumPy functions, wrong shapes.
+        It cannot be traced: Python branches on values, NumPy functions, wrong shapes. An entry is read
+        past the end of an array, which JAX itself replaces by the last one without a word.
     """
     try:
-        return jax.eval_shape(function, *examples)
+        written, out = jax.make_jaxpr(function, return_shape=True)(*examples)
     except Exception as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             key, text, f"must accept {call} in jax.numpy, without Python branches on values"
         ) from error
+    past = _past_the_end(written.jaxpr)
+    if past:
+        raise InputError(key, past, f"must not read past the end of its arguments: {call}")
+    return out
+
+
+# What a fixed index outside of its axis is made of; one inside becomes a plain slice.
+_INDEX = ("lt", "add", "select_n", "convert_element_type")
+
+
+def _past_the_end(jaxpr: Any) -> str:
+    """The first fixed index outside of its axis, in words; empty if there is none."""
+    known: dict[Any, Any] = {}
+
+    def value(v: Any) -> Any:
+        return v.val if hasattr(v, "val") else known.get(v)
+
+    for eqn in jaxpr.eqns:
+        name, values = eqn.primitive.name, [value(v) for v in eqn.invars]
+        if name in _INDEX and all(v is not None for v in values):
+            known[eqn.outvars[0]] = eqn.primitive.bind(*values, **eqn.params)
+        if name == "dynamic_slice":
+            lengths, sizes = eqn.invars[0].aval.shape, eqn.params["slice_sizes"]
+            for at, length, size in zip(values[1:], lengths, sizes, strict=True):
+                if at is not None and not 0 <= int(at) <= length - size:
+                    return f"index {int(at)} of {length} entries"
+        for inner in eqn.params.values():
+            closed = getattr(inner, "jaxpr", inner)
+            found = _past_the_end(closed) if hasattr(closed, "eqns") else ""
+            if found:
+                return found
+    return ""
 
 
 __all__ = ["XLA_LOCK", "jax", "jnp", "serial", "traced"]

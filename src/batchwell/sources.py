@@ -172,6 +172,9 @@ def _frame(path: Path, kind: str, settings: DataSettings) -> Any:
 def _npz(path: Path, settings: DataSettings) -> Any:
     try:
         with open(path, "rb") as stream:
+            if stream.read(2) not in (b"PK", b"\x93N"):
+                raise ValueError("it is no NPZ file; write one with numpy.savez")
+            stream.seek(0)
             archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one bare array (numpy.save); use numpy.savez with names")

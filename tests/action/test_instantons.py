@@ -169,6 +169,24 @@ def test_a_spiral_out_of_a_rotating_minimum(drift):
     assert out.action == pytest.approx(np.linalg.eigvalsh(precision)[0] / 2, rel=1e-8)
 
 
+@pytest.mark.parametrize("friction", [0.3, 1.0])
+@pytest.mark.parametrize("end", [np.zeros(2), half_space([1.0, 0.0], -0.3)])
+def test_underdamped_langevin_costs_its_energy(friction, end):
+    # dq = p dt, dp = -(U' + g p) dt + sqrt(2 g) dW: V is the energy, p^2 / 2 + U, over the temperature 1.
+    process = diffusion(
+        lambda x: jnp.array([x[1], x[0] - x[0] ** 3 - friction * x[1]]),
+        lambda x: jnp.array([[0.0], [math.sqrt(2 * friction)]]),
+        2,
+    )
+    path = instantons(process, [-1.0, 0.0], end)[0]
+    energy = 0.25 if isinstance(end, np.ndarray) else (0.3**2 - 1) ** 2 / 4
+    assert path.action == pytest.approx(energy, rel=1e-4)
+    assert abs(path.action - energy) < max(100 * path.error, 1e-4 * energy)
+    # No noise moves q: the momentum of the velocity alone pushes, and the energy is its cost.
+    spent = path.path[:, 1] ** 2 / 2 + (path.path[:, 0] ** 2 - 1) ** 2 / 4
+    assert np.all(np.diff(spent[path.parameter > 0.05]) > -1e-6)
+
+
 def test_what_polynomials_cannot_follow_is_in_the_error():
     # The same spiral without its frame: 16 bubbles are not enough, and the error says so.
     a = jnp.asarray(TURNING[1])

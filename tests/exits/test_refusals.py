@@ -13,6 +13,7 @@ from batchwell import (
     compare_exit_times,
     diffusion_approximation,
     exponent_map,
+    finite_sum,
     half_space,
     mean_exit_time,
     quasi_potential,
@@ -35,8 +36,8 @@ def exits(*words, start=(-1.0,), domain=LEFT, process=WELL, **options):
         (exits(start=["a"]), r"start = \['a'\]: must be a point of shape"),
         (exits(start=[[1], [2, 3]]), r"start = .*must be a point of shape"),
         (exits(start=[1j]), r"start = \[1j\]: must be a point of shape"),
-        (exits(domain=None), r"domain = 'NoneType': must be made by ball, box"),
-        (exits(process=WELL.loss), r"process = 'StochasticLoss': must be SGD or a diffusion"),
+        (exits(domain=None), r"domain = None: must be a Domain, such as"),
+        (exits(process=WELL.loss), r"process = 'StochasticLoss': must be an SGD or a Diffusion"),
         (exits(path=64), r"option = 'path': must be one of paths, .*did you mean paths\?"),
         (exits("law", paths=64), r"option = 'paths': must be one of nodes, method"),
         (exits("sharp", paths=64), r"option = 'paths': must be one of order, starts"),
@@ -69,6 +70,7 @@ def exits(*words, start=(-1.0,), domain=LEFT, process=WELL, **options):
         ),
         (lambda: quasi_potential(WELL, "a", [0.0]), r"start = 'a': must be a point of shape"),
         (lambda: quasi_potential(WELL, [-1.0], [0.0], ordr=3), r"option = 'ordr': .*mean order"),
+        (lambda: saddle_exit(WELL.loss, [0.0], AROUND), r"process = 'StochasticLoss': must be"),
         (lambda: saddle_exit(WELL, "a", AROUND), r"saddle = 'a': must be a point of shape"),
         (
             lambda: saddle_exit(WELL, [0.0], AROUND, paths=5),
@@ -111,3 +113,13 @@ def test_degenerate_saddles_are_named_and_simulated(bend):
         x = np.where(inside, x - 0.05 * gradient, x)
     error = math.hypot(found.stderr, steps.std() / math.sqrt(2048))
     assert abs(found.value - steps.mean()) < 4 * error
+
+
+@pytest.mark.parametrize("index", [2, -3])
+def test_entries_past_the_end_are_refused(index):
+    # JAX would read the last entry, or the first, in their place: a loss of other parameters.
+    with pytest.raises(InputError, match=r"index -?\d of 2 entries.*past the end.*shape \(2,\)"):
+        additive(lambda x: x[0] ** 2 + x[index] ** 2, dim=2)
+    with pytest.raises(InputError, match="past the end"):
+        finite_sum(lambda x, z: (x[0] - z[2]) ** 2, np.ones((4, 2)), dim=2)
+    assert additive(lambda x: x[0] ** 2 + x[index + (-1 if index > 0 else 1)] ** 2, dim=2).dim == 2

@@ -42,24 +42,29 @@ class Frame:
         return np.asarray(expm(np.log(s)[:, None, None] * self.spin))
 
 
+def turns(slope: np.ndarray) -> bool:
+    """Whether the slowest way out of a stable zero with Jacobian `slope` (d, d) is a spiral."""
+    rates = np.linalg.eigvals(slope)
+    slowest = rates[np.argmax(rates.real)]
+    # Without a stable zero nothing is known of how paths leave.
+    return bool(slowest.real < 0 and abs(slowest.imag) > SLOW * abs(slowest.real))
+
+
 @lru_cache(maxsize=64)
 def turning_frame(h: Hamiltonian, at: tuple[float, ...]) -> Frame | None:
     """The frame of paths of `h` out of the point `at`; None where its slowest way out is straight."""
     x = jnp.asarray(at)
     slope = np.asarray(jax.jacfwd(h.drift)(x))
-    rates = np.linalg.eigvals(slope)
-    if rates.real.max() >= 0:  # no minimum: nothing is known of how paths leave
+    if not turns(slope):
         return None
-    slowest = rates[np.argmax(rates.real)]
-    if abs(slowest.imag) <= SLOW * abs(slowest.real):
-        return None
+    slowest = float(np.linalg.eigvals(slope).real.max())
     tensor = np.asarray(h.tensor(x))
     if np.linalg.matrix_rank(tensor) < h.dim:  # its floor makes paths stiff: no place for turns
         return None
     covariance = solve_continuous_lyapunov(slope, -tensor)
     reversed_drift = -covariance @ slope.T @ np.linalg.inv(covariance)
     growth, vectors = np.linalg.eig(reversed_drift)
-    spin = vectors @ np.diag(1j * growth.imag / -slowest.real) @ np.linalg.inv(vectors)
+    spin = vectors @ np.diag(1j * growth.imag / -slowest) @ np.linalg.inv(vectors)
     # Real and imaginary parts of a pair span its plane; in these coordinates it turns in circles.
     basis = np.where(growth.imag < 0, vectors.imag, vectors.real)
     return Frame(spin.real, np.linalg.inv(basis))

@@ -16,6 +16,7 @@ from ..dynamics import Process
 from ..errors import InputError, RunError, known_options, require, whole
 from ..points import point
 from . import ritz
+from .characteristics import Characteristic, characteristics
 from .fixed_points import rays, spread_directions
 from .frame import Frame, turning_frame
 from .geometric import FLOOR, floor_needed, momentum
@@ -124,8 +125,12 @@ def instantons(
     targets = np.array([path.end for path in near]) if near else _targets(h, x0, end, starts, seed)
     if h.dim == 1:
         return _on_the_line(h, x0, targets)
+    if h.quadratic and h.dim == 2 and floor_needed(h, x0):
+        followed = characteristics(h, x0, targets[0] if domain is None else domain)
+        if followed:
+            return [_from_characteristic(h, x0, c) for c in followed]
     frame = turning_frame(h, tuple(x0.tolist()))
-    p = ritz.problem(h, order, order + 8 if frame else 2 * order + 8, domain, frame)
+    p = ritz.problem(h, order, order // 2 + 8 if frame else 2 * order + 8, domain, frame)
     known = [path for path in near if path.coefficients.shape == (order, h.dim)]
     if known:
         tried = [_from(p, x0, path) for path in known]
@@ -318,6 +323,31 @@ def fejer(n: int) -> np.ndarray:
     angle = np.pi * (np.arange(n) + 0.5) / n
     k = np.arange(1, n // 2 + 1)
     return np.asarray((1 - 2 * (np.cos(2 * np.outer(angle, k)) / (4 * k**2 - 1)).sum(axis=1)) / n)
+
+
+def _from_characteristic(h: Hamiltonian, x0: np.ndarray, c: Characteristic) -> Instanton:
+    """The extremal at 129 interior Chebyshev points of its length."""
+    from scipy.interpolate import CubicSpline
+
+    lengths = np.linalg.norm(np.diff(c.points, axis=0, prepend=x0[None]), axis=1).cumsum()
+    moves = np.append(True, np.diff(lengths) > 1e-12 * lengths[-1])
+    both = np.concatenate([c.points, c.theta], axis=1)[moves]
+    s = 0.5 * (1 - np.cos(np.pi * (np.arange(POINTS) + 0.5) / POINTS))
+    points, theta = np.split(CubicSpline(lengths[moves] / lengths[-1], both)(s), 2, axis=1)
+    speed = np.asarray(
+        jax.vmap(jax.grad(h.value, argnums=1))(jnp.asarray(points), jnp.asarray(theta))
+    )
+    return Instanton(
+        c.action,
+        c.action / h.temperature,
+        points,
+        s,
+        theta,
+        lengths[-1] / np.linalg.norm(speed, axis=1),
+        c.points[-1],
+        abs(c.action) * (1e-7 + (c.gap / lengths[-1]) ** 2),
+        notes=h.notes,
+    )
 
 
 def _instanton(h: Hamiltonian, x0: np.ndarray, f: ritz.Found, frame: Frame | None) -> Instanton:

@@ -24,7 +24,7 @@ from .hamiltonian import Hamiltonian
 
 Array = Any
 # Of a turning path all but exp(-2 DEPTH) of the action is integrated.
-DEPTH = 14.0
+DEPTH = 12.0
 # Above this many unknowns no Hessian is formed.
 MANY = 160
 
@@ -49,9 +49,9 @@ def basis(order: int, nodes: int, frame: Frame | None = None) -> Basis:
     x, w = np.polynomial.legendre.leggauss(nodes)
     if frame is None:
         return _basis_at((x + 1) / 2, w / 2, order)
-    # Turns are even in -log s: panels of at most one radian of the action, which turns twice as fast.
+    # Turns are even in -log s: panels of at most three radians of the action, which turns twice as fast.
     speed = float(np.abs(np.linalg.eigvals(frame.spin)).max())
-    edges = np.linspace(0.0, DEPTH, math.ceil(DEPTH * max(1.0, 2 * speed)) + 1)
+    edges = np.linspace(0.0, DEPTH, math.ceil(DEPTH * max(1.0, 2 * speed / 3)) + 1)
     half = 0.5 * np.diff(edges)[:, None]
     u = (edges[:-1, None] + half * (1 + x)).ravel()
     return _basis_at(np.exp(-u), (half * w).ravel() * np.exp(-u), order, frame)

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from .._jax import jax, jnp
 from ..action import FixedPoint, Hamiltonian, Instanton, hamiltonian
+from ..action.frame import turns
 from ..action.instanton import fejer
 from ..domain import Domain
 from ..dynamics import SGD, Process
@@ -30,6 +31,8 @@ from .regime import attractor, drift_jacobian, drift_of
 
 # Largest share of the exponent that the shift by finite steps, known to its first order, may take.
 MOST_SHIFT = 0.5
+# Relative error of a prefactor carried along a spiral, which no spline through a path's points resolves.
+SPIRAL = 0.35
 # Mean limiting overshoot of a driftless Gaussian walk in units of a step: -zeta(1/2)/sqrt(2 pi).
 OVERSHOOT = 0.5825971579390107
 
@@ -84,9 +87,11 @@ def sharp(process: Process, start: ArrayLike, domain: Domain, **options: Any) ->
         raise InputError("momentum", process.momentum, "must be 0: no sharp law knows memory")
     ways, left_out = _expandable(process, h, channels(process, minimum, domain, **options))
     logs = np.array([_log_steps(process, h, minimum, way, domain) for way in ways])
-    return _estimate(
-        -float(np.logaddexp.reduce(-logs)), ways, process, _coarse(process, h, minimum, ways[0])
-    ).with_notes(*left_out)
+    off = _coarse(process, h, minimum, ways[0])
+    if turns(drift_jacobian(process, minimum)):
+        off += SPIRAL
+        left_out = [*left_out, "the way out is a spiral: its prefactor is good to a third only"]
+    return _estimate(-float(np.logaddexp.reduce(-logs)), ways, process, off).with_notes(*left_out)
 
 
 def _expandable(
