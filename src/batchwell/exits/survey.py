@@ -131,8 +131,8 @@ class ExitSurvey:
                 places.setdefault((c.name, method, why), []).append(at)
         # Methods that say the same share one line.
         methods: dict[tuple[str, str, str], list[str]] = {}
-        for (name, method, why), at in places.items():
-            methods.setdefault((name, why, ", ".join(at)), []).append(method)
+        for (name, method, why), cells in places.items():
+            methods.setdefault((name, why, ", ".join(cells)), []).append(method)
         return [(name, ", ".join(m), why, where) for (name, why, where), m in methods.items()]
 
 
