@@ -26,7 +26,7 @@ from ..errors import InputError, RunError
 from ..estimate import Estimate
 from .amplitude import amplitude, inverse_covariance, log_overshoot, step_shift
 from .channels import Channel, channels
-from .regime import attractor, drift_jacobian, drift_of
+from .regime import attractor, check_level, drift_jacobian, drift_of
 
 # Mean limiting overshoot of a driftless Gaussian walk in units of a step: -zeta(1/2)/sqrt(2 pi).
 OVERSHOOT = 0.5825971579390107  # Spread of exits along the boundary, over the distance to it, from which it is said.
@@ -74,8 +74,7 @@ def sharp(process: Process, start: ArrayLike, domain: Domain, **options: Any) ->
     >>> round(sharp(coins, [0.0], ball([0.0], 0.8)).value, -2)
     30900.0
     """
-    if domain.level is None:
-        raise InputError("domain", domain.name, "must have a level function here")
+    check_level(domain)
     minimum = attractor(process, start, domain)
     h = hamiltonian(process)
     if isinstance(process, SGD) and process.momentum:

@@ -158,7 +158,7 @@ def ways_figure(found: ExitSurvey) -> Figure | None:
 
 
 def _point(x: np.ndarray) -> str:
-    x = np.where(np.abs(x) < 1e-9, 0.0, x)  # rounding is no place
+    x = np.where(np.abs(x) < 1e-7, 0.0, x)  # rounding is no place
     if len(x) > 3:
         return f"a point {wording.number(float(np.linalg.norm(x)))} from the origin"
     if len(x) == 1:
