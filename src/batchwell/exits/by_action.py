@@ -10,10 +10,9 @@ from numpy.typing import ArrayLike
 
 from ..domain import Domain
 from ..dynamics import Process
-from ..errors import InputError
 from ..estimate import Estimate
 from .channels import channels
-from .regime import attractor, drift_jacobian
+from .regime import attractor, check_level, drift_jacobian
 
 # What a prefactor of a well-behaved problem stays within, either way.
 FACTOR = 10.0
@@ -42,8 +41,7 @@ def by_action(process: Process, start: ArrayLike, domain: Domain, **options: Any
     >>> round(math.log(out.value * 0.1 * 2), 6)
     5.0
     """
-    if domain.level is None:
-        raise InputError("domain", domain.name, "must have a level function here")
+    check_level(domain)
     minimum = attractor(process, start, domain)
     best = channels(process, minimum, domain, **options)[0]
     jacobian = drift_jacobian(process, minimum)

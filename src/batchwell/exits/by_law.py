@@ -8,10 +8,10 @@ from numpy.typing import ArrayLike
 
 from ..domain import Domain
 from ..dynamics import SGD, Process
-from ..errors import InputError, known_options
+from ..errors import known_options
 from ..estimate import Estimate
 from ..law import exit_time, generator, transfer_operator
-from .regime import check_start
+from .regime import check_level, check_start
 
 
 def by_law(process: Process, start: ArrayLike, domain: Domain, **options: Any) -> Estimate:
@@ -33,8 +33,7 @@ def by_law(process: Process, start: ArrayLike, domain: Domain, **options: Any) -
     >>> round(by_law(sgd, [0.0], ball([0.0], 1.0)).value, 2)
     117280.42
     """
-    if domain.level is None:
-        raise InputError("domain", domain.name, "must have a level function here")
+    check_level(domain)
     x = check_start(process, start, domain)
     build: Any = transfer_operator if isinstance(process, SGD) else generator
     known_options(options, build)

@@ -25,7 +25,7 @@ from ..streams import generator
 from .channels import Channel, channels
 from .departures import Core, core_of, departures, relaxation_steps
 from .direct import watched_domain
-from .regime import attractor, substeps_of
+from .regime import attractor, check_level, substeps_of
 from .scores import default_score
 from .splitting import rate_to_time
 from .tilt import check_tilt, tilted
@@ -70,8 +70,7 @@ def importance(
     True
     """
     particles, replicas = whole("particles", particles, 64), whole("replicas", replicas, 4)
-    if domain.level is None:
-        raise InputError("domain", domain.name, "must have a level function here")
+    check_level(domain)
     minimum = attractor(process, start, domain)
     substeps = substeps_of(process, minimum, 8, substeps)
     check_tilt(process)

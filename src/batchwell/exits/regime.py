@@ -67,6 +67,18 @@ def check_start(process: Process, start: ArrayLike, domain: Domain) -> np.ndarra
     return x
 
 
+def check_level(domain: Domain) -> None:
+    """Refuse a domain that only quenches can tell.
+
+    Raises
+    ------
+    InputError
+        It has no level function.
+    """
+    if domain.level is None:
+        raise InputError("domain", domain.name, "must have a level function here")
+
+
 def attractor(process: Process, start: ArrayLike, domain: Domain) -> np.ndarray:
     """The stable zero of the drift that the noiseless flow from `start` ends in: (d,).
 

@@ -27,7 +27,7 @@ from ..errors import InputError, RunError
 from ..estimate import Estimate
 from .amplitude import amplitude, inverse_covariance, log_overshoot, step_shift
 from .channels import Channel, channels
-from .regime import attractor, drift_jacobian, drift_of
+from .regime import attractor, check_level, drift_jacobian, drift_of
 
 # Largest share of the exponent that the shift by finite steps, known to its first order, may take.
 MOST_SHIFT = 0.5
@@ -35,6 +35,8 @@ MOST_SHIFT = 0.5
 SPIRAL = 0.35
 # Mean limiting overshoot of a driftless Gaussian walk in units of a step: -zeta(1/2)/sqrt(2 pi).
 OVERSHOOT = 0.5825971579390107
+# Spread of exits along the boundary, over the distance to it, from which it is said.
+WIDE = 0.5
 
 # Rates over a kink against splitting, Maier-Stein's drift with its stable rate 1.5, 1 and 0.7 times the
 # unstable one, V/eps from 7 to 27: 1.08 to 1.18, 0.83 to 0.86, and 3.6 to 4 with a trend.
@@ -79,19 +81,19 @@ def sharp(process: Process, start: ArrayLike, domain: Domain, **options: Any) ->
     >>> round(sharp(coins, [0.0], ball([0.0], 0.8)).value, -2)
     30900.0
     """
-    if domain.level is None:
-        raise InputError("domain", domain.name, "must have a level function here")
+    check_level(domain)
     minimum = attractor(process, start, domain)
     h = hamiltonian(process)
     if isinstance(process, SGD) and process.momentum:
         raise InputError("momentum", process.momentum, "must be 0: no sharp law knows memory")
     ways, left_out = _expandable(process, h, channels(process, minimum, domain, **options))
-    logs = np.array([_log_steps(process, h, minimum, way, domain) for way in ways])
+    found = [_log_steps(process, h, minimum, way, domain) for way in ways]
+    total = -float(np.logaddexp.reduce([-log for log, _ in found]))
     off = _coarse(process, h, minimum, ways[0])
     if turns(drift_jacobian(process, minimum)):
         off += SPIRAL
         left_out = [*left_out, "the way out is a spiral: its prefactor is good to a third only"]
-    return _estimate(-float(np.logaddexp.reduce(-logs)), ways, process, off).with_notes(*left_out)
+    return _estimate(total, ways, process, off, found[0][1]).with_notes(*left_out)
 
 
 def _expandable(
@@ -146,19 +148,22 @@ def _coarse(process: Process, h: Hamiltonian, minimum: np.ndarray, way: Channel)
 
 def _log_steps(
     process: Process, h: Hamiltonian, minimum: np.ndarray, way: Channel, domain: Domain
-) -> float:
-    """Log of the mean number of steps to leave by `way` alone."""
+) -> tuple[float, float]:
+    """(log of the mean number of steps to leave by `way` alone, width of its exits)."""
     if not isinstance(process, SGD):
-        return kramers(h, minimum, way, domain) - math.log(process.learning_rate)
+        log_time, width = _kramers(h, minimum, way, domain, 0.0)
+        return log_time - math.log(process.learning_rate), width
     if _over_isotropic(h, way):
-        return discrete_kramers(process, h, minimum, way, domain)
+        return discrete_kramers(process, h, minimum, way, domain), 0.0
     return chain_kramers(process, h, minimum, way, domain)
 
 
-def _estimate(log_steps: float, ways: list[Channel], process: Process, coarse: float) -> Estimate:
+def _estimate(
+    log_steps: float, ways: list[Channel], process: Process, coarse: float, width: float
+) -> Estimate:
     value = math.exp(log_steps) if log_steps < 700 else math.inf
     exponent = ways[0].path.exponent
-    relative = 1.0 / max(exponent, 1.0) + coarse
+    relative = 1.0 / max(exponent, 1.0) + coarse + math.log1p(width**2)
     notes = [
         f"log of the mean exit time in steps: {log_steps:.6g}; V/eps = {exponent:.6g}; "
         f"{len(ways)} way(s) out; expected relative error {relative:.2g}"
@@ -168,6 +173,11 @@ def _estimate(log_steps: float, ways: list[Channel], process: Process, coarse: f
     if ways[0].saddle is None:
         notes.append("exit over a boundary against the drift: exit shape and overshoot matter")
         relative += _layer(ways[0].path)
+    if width > WIDE:
+        notes.append(
+            f"V is flat along the boundary: exits spread over {width:.2g} of the way out's length, where "
+            "its second derivatives do not tell it"
+        )
     if any(resonance(w) for w in ways) and len(ways[0].path.end) > 1:
         notes.append("two rates at the saddle cancel: prefactor good to about 10 % only")
         relative += 0.1
@@ -215,34 +225,43 @@ def kramers(
     Without a `domain` it is the time to pass the way's saddle for good. With a `step` (eta), boundaries
     at or near a saddle are those that steps of this length see.
     """
+    return _kramers(h, minimum, way, domain, step)[0]
+
+
+def _kramers(
+    h: Hamiltonian, minimum: np.ndarray, way: Channel, domain: Domain | None, step: float
+) -> tuple[float, float]:
+    """(`kramers`, width of the exits)."""
     at_minimum = inverse_covariance(h, minimum)
     carried, at_end = amplitude(h, at_minimum, way.path, way.saddle is not None)
     log_time = way.path.exponent + carried - 0.5 * np.linalg.slogdet(at_minimum)[1]
     if way.saddle is None:
         assert domain is not None
-        return float(log_time + _boundary_factor(h, way.path, at_end, domain, step))
+        factor, width = _boundary_factor(h, way.path, at_end, domain, step)
+        return float(log_time + factor), width
     growth = float(way.saddle.rates[0].real)
     # At a resonance (rates lambda and -lambda) no equation at the saddle alone determines V''
     # there: take it as carried along the path.
     at_saddle = at_end if resonance(way) else inverse_covariance(h, way.saddle.x)
     log_time += math.log(2 * math.pi / growth) + 0.5 * np.linalg.slogdet(at_saddle)[1]
-    return float(log_time + _behind_saddle(h, way.saddle, domain, step))
+    return float(log_time + _behind_saddle(h, way.saddle, domain, step)), 0.0
 
 
 def chain_kramers(
     process: SGD, h: Hamiltonian, minimum: np.ndarray, way: Channel, domain: Domain
-) -> float:
-    """Log of the mean number of steps to leave by `way` alone, for SGD with any light-tailed noise.
+) -> tuple[float, float]:
+    """(log of the steps to leave by `way` alone, width of its exits), any light-tailed noise.
 
     Relative error O(eta) + O(eps): V1 is the first order of the steps' shift of the exponent.
     """
     eta, eps = process.learning_rate, h.temperature
-    log_time = kramers(h, minimum, way, domain, eta) - math.log(eta)
-    log_time += _shift(process, h, way)
+    log_time, width = _kramers(h, minimum, way, domain, eta)
+    log_time += _shift(process, h, way) - math.log(eta)
     if way.saddle is None:
-        return log_time - log_overshoot(h, way.path.end, way.path.theta[-1], eta / eps)
+        over = log_overshoot(h, way.path.end, way.path.theta[-1], eta / eps)
+        return log_time - over, width
     growth = float(way.saddle.rates[0].real)
-    return log_time + math.log(eta * growth / math.log1p(eta * growth))
+    return log_time + math.log(eta * growth / math.log1p(eta * growth)), width
 
 
 def _behind_saddle(h: Hamiltonian, saddle: FixedPoint, domain: Domain | None, step: float) -> float:
@@ -289,11 +308,12 @@ def _shared_saddle(ways: list[Channel]) -> FixedPoint | None:
 
 def _boundary_factor(
     h: Hamiltonian, path: Instanton, q: np.ndarray, domain: Domain, step: float
-) -> float:
-    """Log of time's factor for exits over the boundary, drift pointing inwards there.
+) -> tuple[float, float]:
+    """(log of time's factor, width) for exits over the boundary, drift pointing inwards there.
 
     The flux out is the quasi-stationary density times the outward speed of the instanton,
-    integrated over the boundary by Laplace's method.
+    integrated over the boundary by Laplace's method. The width is that of the exits along the boundary,
+    their widest standard deviation over the distance from the minimum.
     """
     assert domain.level is not None
     x, theta = jnp.asarray(path.end), path.theta[-1]
@@ -307,19 +327,18 @@ def _boundary_factor(
         )
     bend = np.asarray(jax.hessian(domain.level)(x)) * (theta @ normal) / np.linalg.norm(slope)
     tangent = np.linalg.svd(normal[None, :])[2][1:]
-    sign, log_det = (
-        np.linalg.slogdet(tangent @ (q - bend) @ tangent.T) if len(tangent) else (1, 0.0)
-    )
-    if sign <= 0:
+    along = np.linalg.eigvalsh(tangent @ (q - bend) @ tangent.T)
+    if np.any(along <= 0):
         raise RunError("the exit point is degenerate: V does not grow along the boundary from it")
     # Speed of the reversed motion a step inwards: smaller than at the boundary, or larger?
     hxp, hpp = _mixed(h, x, jnp.asarray(theta))
     slowing = float(normal @ (hxp + hpp @ q) @ normal)
     noise = float(normal @ hpp @ normal) * h.temperature
     layer = _log_layer(speed, slowing, noise, OVERSHOOT * math.sqrt(step * noise))
-    return float(
-        0.5 * math.log(2 * math.pi * h.temperature) + 0.5 * log_det - math.log(speed) + layer
-    )
+    log_det = float(np.log(along).sum())
+    factor = 0.5 * (math.log(2 * math.pi * h.temperature) + log_det) - math.log(speed) + layer
+    distance = float(np.linalg.norm(path.end - path.path[0]))
+    return factor, math.sqrt(h.temperature / along.min()) / distance if along.size else 0.0
 
 
 def _mixed(h: Hamiltonian, x: Any, theta: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ from ..estimate import Estimate
 from ..streams import generator
 from .departures import Core, core_of, departures, relaxation_steps
 from .direct import watched_domain
-from .regime import attractor, substeps_of
+from .regime import attractor, check_level, substeps_of
 from .scores import default_score
 
 UNSURE = 1e-12
@@ -91,8 +91,7 @@ def splitting(
     particles, replicas = whole("particles", particles, 32), whole("replicas", replicas, 2)
     killed = max(1, particles // 16) if killed is None else whole("killed", killed)
     require(killed < particles, "killed", killed, f"must be below the {particles} particles")
-    if domain.level is None:
-        raise InputError("domain", domain.name, "must have a level function here")
+    check_level(domain)
     minimum = attractor(process, start, domain)
     substeps = substeps_of(process, minimum, 4, substeps)
     if isinstance(process, SGD) and (process.momentum or process.sampling == "reshuffle"):

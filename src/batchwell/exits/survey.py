@@ -123,13 +123,17 @@ class ExitSurvey:
         return sorted(found, key=lambda c: c.inverse_temperature)
 
     def refusals(self) -> list[tuple[str, str, str, str]]:
-        """(process, method, why it gave no answer, at which learning rates / batch sizes)."""
+        """(process, methods, why they gave no answer, at which learning rates / batch sizes)."""
         places: dict[tuple[str, str, str], list[str]] = {}
         for c in self.cells:
             for method, why in c.comparison.refused.items():
                 at = f"{c.learning_rate:g}/{c.batch_size}"
                 places.setdefault((c.name, method, why), []).append(at)
-        return [(*key, ", ".join(at)) for key, at in places.items()]
+        # Methods that say the same share one line.
+        methods: dict[tuple[str, str, str], list[str]] = {}
+        for (name, method, why), cells in places.items():
+            methods.setdefault((name, why, ", ".join(cells)), []).append(method)
+        return [(name, ", ".join(m), why, where) for (name, why, where), m in methods.items()]
 
 
 def exit_survey(

@@ -118,13 +118,17 @@ def estimate(value: Estimate | None) -> str:
     '312 [295, 330]'
     >>> estimate(Estimate(0.38912, 2e-4, (0.38872, 0.38952), "loss", "mean", 500))
     '0.3891 [0.3887, 0.3895]'
+    >>> estimate(Estimate(26400.0123, 1e-5, (26400.01229, 26400.01231), "steps", "law", 0))
+    '26,400.01'
     """
     if value is None:
         return NOTHING
     if censored(value):
         return f"more than {at_least(value.interval[0])}"
     digits = _digits(value)
-    return f"{measured(value.value, digits)} {span(*value.interval, digits)}"
+    shown, ends = measured(value.value, digits), span(*value.interval, digits)
+    # Ends that print like the number itself say nothing more.
+    return shown if ends == f"[{shown}, {shown}]" else f"{shown} {ends}"
 
 
 def _digits(value: Estimate) -> int:

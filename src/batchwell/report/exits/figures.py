@@ -145,7 +145,7 @@ def ways_figure(found: ExitSurvey) -> Figure | None:
     drawn = "Level lines of the loss, the" if found.loss is not None else "The"
     shown = {
         1: "The loss along the line, with the ways out as thick pieces.",
-        2: f"{drawn} boundary dashed, the ways out as lines from the minimum.",
+        2: f"{drawn} boundary as a dark line, the ways out as lines from the minimum.",
     }.get(found.domain.dim, "The loss along each way out, against the length of the way.")
     return Figure(
         "ways",
@@ -158,7 +158,7 @@ def ways_figure(found: ExitSurvey) -> Figure | None:
 
 
 def _point(x: np.ndarray) -> str:
-    x = np.where(np.abs(x) < 1e-9, 0.0, x)  # rounding is no place
+    x = np.where(np.abs(x) < 1e-7, 0.0, x)  # rounding is no place
     if len(x) > 3:
         return f"a point {wording.number(float(np.linalg.norm(x)))} from the origin"
     if len(x) == 1:
