@@ -27,10 +27,7 @@ from ..landscape.quench import farthest_from
 from .exponential import exponential, exponential_slope
 from .states import StateMap
 
-# Pilots per minimum: 3 leave lags to chance by factors of 4, and with them times where a basin is
-# not quite Markov: on the network of T22 two counts then differed by 4.6 Poisson variances, by 3.2
-# with 12.
-FEWEST_PILOTS, MOST_PILOTS = 3, 12
+PILOT_PATHS = 3  # per minimum
 LONGER = 4  # factor between the lags of two rounds
 SOONER, SOONER_ROUNDS = 16, 3  # factor between lags, and rounds, where paths hardly ever stay
 STAYED = 0.1  # share of pairs of looks in one state below which the lag was too long
@@ -134,8 +131,7 @@ def count_jumps(
     known.met.clear()
     watch = _Watch(sgd, known, looks, seed, stream, threads)
     longest = horizon // looks
-    pilots = min(max(FEWEST_PILOTS, 3 * paths // 2), MOST_PILOTS)
-    stays = watch.typical_stays(horizon, pilots)
+    stays = watch.typical_stays(horizon)
     lags = np.clip(2.0 ** np.round(np.log2(stays)), 1, longest)
     series = watch.follow(np.repeat(np.arange(watch.m - 1), paths), int(np.median(lags)))
     found = [Looks(int(np.median(lags)), _pairs(series, watch.m))]
@@ -199,12 +195,12 @@ class _Watch:
         state = start(self.sgd, x0, len(origin), self.seed, self.stream + name)
         return state, Survivors(farthest_from(self.minima), [known[i].label for i in origin])
 
-    def typical_stays(self, horizon: int, pilots: int) -> np.ndarray:
-        """Mean steps (m - 1,) until `pilots` paths from each minimum were seen to have left.
+    def typical_stays(self, horizon: int) -> np.ndarray:
+        """Mean steps (m - 1,) until the pilot paths from each minimum were seen to have left.
 
         They are looked at ever more rarely; at least about horizon where one never left.
         """
-        origin = np.repeat(np.arange(self.m - 1), pilots)
+        origin = np.repeat(np.arange(self.m - 1), PILOT_PATHS)
         (state, survivors), at = self.begin(origin, "/pilot"), 1
         total = np.zeros(self.m - 1)
         while len(state.paths) and state.step < horizon:
@@ -214,9 +210,9 @@ class _Watch:
             state, at = state.take(np.flatnonzero(inside)), at * 2
             left = np.setdiff1d(there, state.paths)
             np.add.at(total, origin[left], (last + state.step) / 2)
-        np.add.at(total, origin[state.paths], pilots * horizon)
+        np.add.at(total, origin[state.paths], PILOT_PATHS * horizon)
         self.diverged += survivors.lost
-        return np.maximum(total / pilots, 1.0)
+        return np.maximum(total / PILOT_PATHS, 1.0)
 
     def follow(self, origin: np.ndarray, lag: int) -> np.ndarray:
         """States (paths, looks + 1) through all jumps; elsewhere once a path ran away."""
