@@ -168,7 +168,7 @@ def quotient(loss: StochasticLoss, gauge: Gauge, strength: float = 0.1) -> Stoch
     Raises
     ------
     InputError
-        The loss changes along the gauge's generators: it has no such symmetry (an activation that
+        No gauge; or the loss changes along the gauge's generators: it has no such symmetry (an activation that
         is not homogeneous, or weight decay, which already picks a point of each orbit).
 
     Examples
@@ -181,6 +181,7 @@ def quotient(loss: StochasticLoss, gauge: Gauge, strength: float = 0.1) -> Stoch
     ([[-1.0, -1.0], [1.0, 1.0]], 2.0)
     """
     positive("strength", strength)
+    require(isinstance(gauge, Gauge), "gauge", gauge, "must be a Gauge, such as rescaling's")
     rng = np.random.default_rng(0)
     for _ in range(SAMPLES):
         x = jnp.asarray(rng.standard_normal(loss.dim))

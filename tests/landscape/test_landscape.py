@@ -156,7 +156,7 @@ def test_a_loss_without_any_minimum_diverges_in_one_line():
     with pytest.raises(Divergence, match=r"from point 0 .* of 1 runs away .* no lower bound") as e:
         find_minima(additive(lambda x: -x[0]), [[1.0]])
     assert "\n" not in str(e.value)
-    with pytest.raises(InputError, match=r"row \[1\] of 2.* finite"):
+    with pytest.raises(InputError, match=r"row 1: .* finite"):
         find_minima(WELL, [[0.5], [math.nan]])
 
 
@@ -298,3 +298,16 @@ def test_wrong_shapes_are_refused():
     with pytest.raises(InputError, match="points = "):
         basin(WELL, KNOWN, own=0).contains([[1.0, 2.0]])
     assert isinstance(NONE, Symmetry)
+
+
+@pytest.mark.parametrize("starts", [[], [[1.0, 2.0]], "abc", [[np.inf]], None])
+def test_starts_that_are_no_points_are_refused_by_name(starts):
+    loss = additive(lambda x: (x[0] ** 2 - 1) ** 2 / 4)
+    with pytest.raises(InputError, match=r"^starts = .*must") as error:
+        find_minima(loss, starts)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"^loss = .*must be a StochasticLoss"):
+        find_minima(lambda x: x[0] ** 2, [[1.0]])
+    with pytest.raises(InputError, match=r"^first = .*shape"):
+        line_profile(loss, [1.0, 2.0], [0.0])
+    assert len(find_minima(loss, [0.5]).minima) == 1  # one point is one row

@@ -92,3 +92,9 @@ def test_a_rotation_is_divided_out_by_fixing_what_it_turns_to_zero():
         fixing(ring, [3])
     with pytest.raises(InputError, match="at least one parameter"):
         fixing(ring, [0, 1, 2])
+
+
+def test_what_is_no_gauge_is_refused_by_name():
+    product = bw.additive(lambda x: (x[0] * x[1] - 1) ** 2 / 2, dim=2)
+    with pytest.raises(InputError, match=r"^gauge = \[\]: must be a Gauge"):
+        quotient(product, [])

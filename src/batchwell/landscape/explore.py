@@ -15,10 +15,11 @@ from numpy.typing import ArrayLike
 
 from ..dynamics import SGD
 from ..ensemble import start
-from ..errors import require, whole
+from ..errors import whole
 from .attractors import UNDECIDED, Attractors
 from .diverged import Diverged, Survivors
 from .minima import Landscape, extended
+from .points import points_of
 from .quench import farthest_from, reach
 
 Progress = Callable[[int, int], None]
@@ -102,8 +103,7 @@ def explore(
     >>> seen.labels.shape, sorted(set(seen.transitions))
     ((41, 8), [(0, 1), (1, 0)])
     """
-    x = np.atleast_2d(np.asarray(starts, dtype=np.float64))
-    require(x.shape[1] == sgd.loss.dim, "starts", x.shape, f"must have shape (n, {sgd.loss.dim})")
+    x = points_of("starts", starts, sgd.loss.dim)
     every = whole("every", every)
     looks = whole("steps", steps, every) // every
     known = landscape.attractors

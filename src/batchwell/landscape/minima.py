@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._jax import jax, jnp
-from ..errors import Divergence, RunError, require
+from ..errors import Divergence, RunError, require, whole
 from ..loss import StochasticLoss
 from ..symmetry import NONE, Symmetry
 from .attractors import UNDECIDED, Attractors, add_attractor
 from .diverged import Diverged, diverged_note
+from .points import points_of
 from .quench import SAME_CENTER, Quench, Runaway, quench, several
 from .spectrum import DENSE, curvature_and_noise
 
@@ -146,7 +147,7 @@ def find_minima(
     Raises
     ------
     InputError
-        More than 10,000 dimensions, or starts that are not finite.
+        No loss, more than 10,000 dimensions, or starts of the wrong shape or not finite.
     RunError
         No start reached an isolated minimum (flat directions: add weight decay).
     Divergence
@@ -160,10 +161,9 @@ def find_minima(
     >>> [round(m.lambda_max, 3) for m in find_minima(well, [[0.7], [-0.2], [-1.0]]).minima]
     [1.683, 2.287]
     """
+    require(isinstance(loss, StochasticLoss), "loss", loss, "must be a StochasticLoss")
     require(loss.dim <= MAX_DIM, "dim", loss.dim, f"must not exceed {MAX_DIM} here")
-    points = np.atleast_2d(np.asarray(starts, dtype=np.float64))
-    bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
-    require(not bad.size, "starts", f"row {bad[:1]} of {len(points)}", "must be finite numbers")
+    points = points_of("starts", starts, loss.dim)
     return landscape_of(loss, symmetry, quench(loss, points, progress=progress))
 
 
@@ -320,9 +320,9 @@ def line_profile(
 
     Returns (s, F), both (points,), s from 0 to 1.
     """
-    a = np.asarray(first, dtype=np.float64)
-    b = symmetry.align(np.asarray(second, dtype=np.float64), a)
-    s = np.linspace(0.0, 1.0, points)
+    a = points_of("first", first, loss.dim)[0]
+    b = symmetry.align(points_of("second", second, loss.dim)[0], a)
+    s = np.linspace(0.0, 1.0, whole("points", points, 2))
     values = _means(loss)(a + s[:, None] * (b - a))
     return s, np.asarray(values)
 

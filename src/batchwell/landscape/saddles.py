@@ -127,6 +127,7 @@ def find_saddles(
     """
     whole("neighbours", neighbours, 0)
     whole("softest", softest, 0)
+    whole("repairs", repairs, 0)
     for a, b in pairs:
         for point in (a, b):
             shape = np.shape(point)

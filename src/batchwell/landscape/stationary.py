@@ -15,6 +15,7 @@ from ..errors import require
 from ..loss import StochasticLoss
 from .attractors import FLAT
 from .minima import SAME
+from .points import points_of
 from .quench import STATIONARY
 from .spectrum import DENSE
 
@@ -76,8 +77,7 @@ def stationary_points(loss: StochasticLoss, starts: ArrayLike) -> tuple[Stationa
     [(0, -1.0), (0, 1.0), (1, 0.0)]
     """
     require(loss.dim <= DENSE, "dim", loss.dim, f"must not exceed {DENSE} here")
-    x = np.atleast_2d(np.asarray(starts, dtype=np.float64))
-    require(x.shape[1] == loss.dim, "starts", x.shape, f"must have shape (n, {loss.dim})")
+    x = points_of("starts", starts, loss.dim)
     out: list[StationaryPoint] = []
     for k in range(0, len(x), BATCH):
         part = x[k : k + BATCH]

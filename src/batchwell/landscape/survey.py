@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..dynamics import SGD
-from ..errors import require
+from ..errors import require, whole
 from ..symmetry import NONE, Symmetry
 from .attractors import mean_at
 from .borders import borders
@@ -145,6 +145,8 @@ def survey(
     >>> len(seen.landscape.minima), [s.ends for s in seen.saddles], seen.explained
     (2, [(0, 1)], Explained(joined=1, around=0, total=1))
     """
+    if paths is not None:
+        whole("paths", paths, 0)
     landscape = find_minima(
         sgd.loss, starts, symmetry, progress=_stage(progress, "minima from random starts")
     )

@@ -19,10 +19,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training at one batch size."""
+    """A stretch of training at one batch size: SGD steps, 0 or more."""
 
     batch_size: int
     steps: int
+
+    def __post_init__(self) -> None:
+        whole("steps", self.steps, 0)
 
 
 @dataclass(frozen=True)

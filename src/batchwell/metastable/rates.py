@@ -10,10 +10,10 @@ from itertools import pairwise
 import numpy as np
 
 from ..dynamics import SGD, Sampling
-from ..errors import InputError, require, whole
+from ..errors import InputError, one_of, require, whole
 from ..estimate import LEVEL, Estimate, exponential_mean
 from ..landscape import Landscape, Saddle, diverged_note
-from .evidence import Evidence, saddle_evidence, weighed
+from .evidence import RARE_METHODS, Evidence, saddle_evidence, weighed
 from .jumps import JumpCounts, count_jumps
 from .memory import MemoryCheck, memory_checks, memory_note
 from .network import (
@@ -119,6 +119,18 @@ class TransitionRates:
     spreads: Spreads | None
     notes: tuple[str, ...] = ()
 
+    def stay(self, state: str, batch_size: int) -> Estimate:
+        """How long SGD stays in `state` at a batch size that was simulated: `EscapeRate.time`."""
+        rows = {(e.state, e.batch_size): e.time for e in self.escapes}
+        one_of("state", state, self.labels)
+        require(
+            batch_size in self.batch_sizes,
+            "batch_size",
+            batch_size,
+            f"must be one of {self.batch_sizes}",
+        )
+        return rows[state, batch_size]
+
 
 def transition_rates(
     landscape: Landscape,
@@ -162,7 +174,8 @@ def transition_rates(
     Raises
     ------
     InputError
-        Batch sizes that do not increase or that the sampling mode does not allow.
+        Batch sizes that do not increase or that the sampling mode does not allow, or an unknown
+        `rare`: before any work starts.
     Divergence
         All paths at one batch size ran away; where only some do, the notes name them.
 
@@ -179,6 +192,8 @@ def transition_rates(
     """
     sizes = _checked_sizes(batch_sizes)
     whole("draws", draws, 0)
+    if rare is not None:
+        one_of("rare", rare, RARE_METHODS)
     chains = [SGD(landscape.loss, learning_rate, b, sampling, momentum) for b in sizes]
     counts = []
     for k, sgd in enumerate(chains):

@@ -16,7 +16,7 @@ from ..estimate import Estimate, sample_mean, share
 from ..landscape import Landscape
 from ..streams import generator
 from .final import Stage, final_basins
-from .network import MarkovNetwork, law_of_start, occupation
+from .network import ELSEWHERE, MarkovNetwork, law_of_start, occupation
 from .schedules import Schedule, SchedulePlan
 from .states import StateMap
 
@@ -269,6 +269,10 @@ def check_against_runs(
     times = [whole("steps", t) for t in steps]
     ordered = bool(times) and all(a < b for a, b in pairwise(times))
     require(ordered, "steps", steps, "must increase")
+    names = (*(m.label for m in landscape.minima), ELSEWHERE)
+    require(
+        network.labels == names, "network", network.labels, f"must be of the landscape's {names}"
+    )
     law = law_of_start(network, network.starts if start_from is None else start_from)
     origins = _origins(law.tolist(), landscape, whole("paths", paths, 2), seed, stream)
     x0, out = np.array([landscape.minima[k].x for k in origins]), []

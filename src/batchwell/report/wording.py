@@ -131,6 +131,15 @@ def estimate(value: Estimate | None) -> str:
     return shown if ends == f"[{shown}, {shown}]" else f"{shown} {ends}"
 
 
+def middle(value: Estimate) -> str:
+    """An estimate without its interval, or its one-sided limit.
+
+    >>> middle(Estimate(math.inf, math.inf, (123.4, math.inf), "steps", "direct", 1, 1))
+    'more than 123'
+    """
+    return estimate(value) if censored(value) else number(value.value)
+
+
 def _digits(value: Estimate) -> int:
     """Three digits, or as many as it takes to tell the ends of a narrow interval apart."""
     half = (value.interval[1] - value.interval[0]) / 2

@@ -249,7 +249,10 @@ def schedules_to_run(plan: SchedulePlan, rivals: bool = True) -> list[Schedule]:
         chosen += sorted(constant, key=lambda s: s.batch_sizes[0])
     else:
         chosen.append(plan.constant)
-    return list({s.name: s for s in chosen}.values())
+    distinct: dict[tuple[Stage, ...], Schedule] = {}
+    for schedule in chosen:
+        distinct.setdefault(schedule.stages, schedule)  # one schedule may have several names
+    return list(distinct.values())
 
 
 def spread_over(law: Sequence[float], paths: int, seed: int) -> np.ndarray:

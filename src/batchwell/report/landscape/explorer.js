@@ -56,7 +56,11 @@
   }
   function text(v) {
     if (!isFinite(v)) return "never seen";
-    if (v >= 1e7) return v.toExponential(1);
+    if (v >= 1e7) {
+      var parts = v.toExponential(1).split("e+");
+      var up = Array.from(parts[1], function (d) { return "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]; }).join("");
+      return parts[0] + " × 10" + up;
+    }
     return Number(v.toPrecision(3)).toLocaleString("en-US");
   }
   function total(p, members) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...metastable import Stage, escape_time
+from ...metastable import Stage
 from .. import wording
 from ..document import Document, Section, Table, pairs
 from . import figures
@@ -79,8 +79,8 @@ def summary(result: LandscapeResult) -> Table:
         rows.append(
             (
                 str(size),
-                wording.estimate(escape_time(network, often[0].label, size)),
-                wording.estimate(escape_time(network, often[-1].label, size)),
+                wording.estimate(result.rates.stay(often[0].label, size)),
+                wording.estimate(result.rates.stay(often[-1].label, size)),
                 wording.share(predicted),
                 wording.share(run.measured(flat)[-1] if run is not None else None),
             )
@@ -186,9 +186,9 @@ def _explorer_section(result: LandscapeResult) -> Section:
     )
     often = [m for m in (result.landscape.minima if result.landscape else ()) if m.starts > 0]
     sizes = result.rates.batch_sizes
+    stay = result.rates.stay
     rows = tuple(
-        (m.label, *(wording.number(escape_time(network, m.label, b).value) for b in sizes))
-        for m in often[:MOST_ROWS]
+        (m.label, *(wording.middle(stay(m.label, b)) for b in sizes)) for m in often[:MOST_ROWS]
     )
     table = Table(
         "Predicted mean stay in steps, of minima that starts reached",

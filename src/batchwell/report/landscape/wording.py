@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from ...landscape import Explained
-from ...metastable import escape_time
 from .. import wording
 from .reading import LandscapeResult, aimed, cells
 
@@ -72,9 +71,10 @@ def _steps(sizes: tuple[int, ...]) -> str:
 def _measured_gain(result: LandscapeResult) -> str:
     assert result.plan is not None
     ends = aimed(result.plan)
-    found = {run.schedule.name: run.measured(ends)[-1] for run in result.runs}
-    a, b = (found.get(s.name) for s in (result.plan.growing, result.plan.constant))
-    if a is None or b is None:
+    found = {run.schedule.stages: run.measured(ends)[-1] for run in result.runs}
+    grown, constant = result.plan.growing, result.plan.constant
+    a, b = (found.get(s.stages) for s in (grown, constant))
+    if a is None or b is None or grown.stages == constant.stages:
         return ""
     error = math.hypot(a.stderr, b.stderr)
     clear = abs(a.value - b.value) > 1.96 * error
@@ -107,7 +107,7 @@ def _passages(seen: Explained) -> str:
         return ""
     text = (
         f" Of {wording.counted(seen.total, 'pair')} of minima between which SGD was seen to pass, "
-        f"{seen.joined} are joined by a pass that was found"
+        f"{seen.joined} {'is' if seen.joined == 1 else 'are'} joined by a pass that was found"
     )
     if seen.around:
         text += (
@@ -127,8 +127,7 @@ def _stays(result: LandscapeResult) -> list[str]:
     small, large = rates.batch_sizes[0], rates.batch_sizes[-1]
 
     def stay(label: str, size: int) -> str:
-        time = escape_time(rates.network, label, size)
-        return wording.estimate(time) if math.isfinite(time.value) else "no seen end of"
+        return wording.estimate(rates.stay(label, size))
 
     return [
         f"At η = {rates.learning_rate:g} the network predicts that SGD stays in the flattest "
