@@ -26,18 +26,22 @@ from ..errors import InputError, RunError
 from ..estimate import Estimate
 from .amplitude import amplitude, inverse_covariance, log_overshoot, step_shift
 from .channels import Channel, channels
+from .fan import fan
 from .regime import attractor, drift_jacobian, drift_of
 
 # Mean limiting overshoot of a driftless Gaussian walk in units of a step: -zeta(1/2)/sqrt(2 pi).
 OVERSHOOT = 0.5825971579390107
+# Error of the rule of directions above which Laplace's method at each way out is the better one.
+COARSE_RULE = 0.2
 
 
 def sharp(process: Process, start: ArrayLike, domain: Domain, **options: Any) -> Estimate:
     """Mean exit time in SGD steps from the sharp asymptotics for small temperature.
 
-    The rates of all ways out that were found add up. The interval spans the expected relative error
-    ``eps / V`` of the expansion; it is no confidence statement. `options` go to
-    `action.instantons`.
+    The rates of all ways out that were found add up; over a boundary against the drift, in 2 and 3
+    dimensions, the flux is integrated over all of it (`fan`), elsewhere by Laplace's method. The
+    interval spans the expected relative error of the expansion, ``eps / V``, times d where the flux
+    is integrated; it is no confidence statement. `options` go to `action.instantons`.
 
     Raises
     ------
@@ -69,10 +73,38 @@ def sharp(process: Process, start: ArrayLike, domain: Domain, **options: Any) ->
     if isinstance(process, SGD) and process.momentum:
         raise InputError("momentum", process.momentum, "must be 0: no sharp law knows memory")
     ways = channels(process, minimum, domain, **options)
+    coarse = _coarse(process, h, minimum)
+    around = _around(process, h, minimum, ways, domain)
+    if around is not None:
+        log_steps, error = around
+        said = (
+            "flux summed over the whole boundary, along characteristics in all directions, error "
+            f"{error:.2g}"
+        )
+        # In a round bowl the next term is d/2 eps/V of the time: twice as much is stated in all.
+        further = (h.dim - 1) / max(ways[0].path.exponent, 1.0)
+        return _estimate(log_steps, ways, process, coarse + error + further).with_notes(said)
     logs = np.array([_log_steps(process, h, minimum, way, domain) for way in ways])
-    return _estimate(
-        -float(np.logaddexp.reduce(-logs)), ways, process, _coarse(process, h, minimum)
-    )
+    return _estimate(-float(np.logaddexp.reduce(-logs)), ways, process, coarse)
+
+
+def _around(
+    process: Process, h: Hamiltonian, minimum: np.ndarray, ways: list[Channel], domain: Domain
+) -> tuple[float, float] | None:
+    """(log of the mean number of steps, its error) from the flux through the whole boundary.
+
+    None where a saddle leads out, or where `fan.fan` or its rule of directions does not do.
+    """
+    if any(way.saddle is not None for way in ways):
+        return None
+    spread = fan(h, minimum, domain, ways[0].path.action)
+    if spread is None:
+        return None
+    eta = process.learning_rate if isinstance(process, SGD) else 0.0
+    log_rate, error = spread.log_rate(h, eta)
+    if not error < COARSE_RULE:
+        return None
+    return -log_rate - math.log(process.learning_rate), error
 
 
 def _coarse(process: Process, h: Hamiltonian, minimum: np.ndarray) -> float:
