@@ -25,7 +25,7 @@ from ..dynamics import SGD, Process
 from ..errors import InputError, RunError
 from ..estimate import Estimate
 from .amplitude import amplitude, inverse_covariance, log_overshoot, step_shift
-from .channels import Channel, channels
+from .channels import Channel, at_unit_temperature, channels
 from .fan import fan
 from .regime import attractor, drift_jacobian, drift_of
 
@@ -97,7 +97,9 @@ def _around(
     """
     if any(way.saddle is not None for way in ways):
         return None
-    spread = fan(h, minimum, domain, ways[0].path.action)
+    # One fan for all learning rates and batch sizes that share a Hamiltonian.
+    cold = hamiltonian(at_unit_temperature(process))
+    spread = fan(cold, minimum, domain, ways[0].path.action)
     if spread is None:
         return None
     eta = process.learning_rate if isinstance(process, SGD) else 0.0
