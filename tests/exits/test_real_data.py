@@ -71,22 +71,27 @@ def test_simulated_slope_is_sgds_own(case):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error::batchwell.ensemble.SlowerEngine")
 def test_prefactor_and_finite_steps_explain_slope_and_level(case):
-    # The boundary is flat for SGD (V = .5054 and .5138 at its two ways out), so Laplace's method over
-    # it needs V/eps of about 15 for the level; the slope is right from 5 on.
+    # The boundary is flat for SGD (V = .5054 and .5138 at its two ways out): the flux over all of it
+    # gives the level to what is stated, Laplace's method at the two is a factor 1.7 off.
     loss, start, domain = case
     options = {"particles": 512, "replicas": 8, "seed": 5}
     seen, own, other = [], [], []
     for size in (3, 8):
         sgd = SGD(loss, 0.2, size)
         seen.append(mean_exit_time(sgd, start, domain, "splitting", **options))
-        own.append(math.log(mean_exit_time(sgd, start, domain, "sharp").value))
+        sharp = mean_exit_time(sgd, start, domain, "sharp")
+        own.append(math.log(sharp.value))
+        stated = math.log(sharp.interval[1] / sharp.value)
+        assert stated < 0.5
+        assert (
+            abs(own[-1] - math.log(seen[-1].value)) < stated + 4 * seen[-1].stderr / seen[-1].value
+        )
         flow = diffusion_approximation(sgd)
         other.append(math.log(mean_exit_time(flow, start, domain, "sharp").value))
     logs = [math.log(t.value) for t in seen]
     error = math.hypot(*(t.stderr / t.value for t in seen))
     slope = logs[1] - logs[0]
     assert abs((own[1] - own[0]) / slope - 1) < 0.05 + 2 * error / slope
-    assert abs(own[1] / logs[1] - 1) < 0.05
     # The diffusion misses the slope by a third, and the level.
     assert abs((other[1] - other[0]) / slope - 1) > 0.25
     assert abs(other[1] / logs[1] - 1) > 0.2

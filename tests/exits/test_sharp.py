@@ -212,3 +212,55 @@ def test_two_paths_over_one_saddle_add_up_to_what_is_said(stable, beta, note):
     assert seen.interval[0] < high
     # Negative control: one path alone takes twice as long, which a range of 20 % excludes.
     assert stable < 1 or 2 * low > seen.interval[1]
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_flux_over_a_flat_boundary_is_summed_over_all_of_it(dim):
+    # A ball around a round bowl: every point is an exit. Radial law, exact: E tau = (2 / eps)
+    # int_0^1 r^(1-d) exp(r^2 / eps) int_0^r s^(d-1) exp(-s^2 / eps) ds dr.
+    from scipy.integrate import quad
+
+    from batchwell.exits.fan import fan
+
+    bowls = additive(lambda x: x @ x / 2, dim=dim)
+    off = []
+    for eta in (0.1, 0.05):
+        h = hamiltonian(diffusion_approximation(SGD(bowls, eta)))
+        found, error = fan(h, np.zeros(dim), ball([0.0] * dim, 1.0), 1.0).log_rate(h)
+
+        def below(r, eps=eta):
+            return quad(lambda s: s ** (dim - 1) * math.exp(-s * s / eps), 0, r)[0]
+
+        whole = quad(lambda r, e=eta: r ** (1 - dim) * math.exp(r * r / e) * below(r), 0, 1)[0]
+        off.append(-found - math.log(2 / eta * whole))
+        assert error < 1e-3
+    # Relative error O(eps): halved with it, and far from any factor 2.
+    assert abs(off[0]) < 0.3
+    assert off[1] / off[0] == pytest.approx(0.5, abs=0.1)
+
+
+def test_flux_over_an_uneven_boundary_and_its_control():
+    loss = additive(lambda x: x @ x / 2 + 0.15 * x[0] ** 2 + 0.1 * x[0] ** 3, dim=2)
+    flow, domain = diffusion_approximation(SGD(loss, 0.08)), ball([0.0, 0.0], 1.0)
+    exact = mean_exit_time(flow, [0.0, 0.0], domain, "law")
+    found = mean_exit_time(flow, [0.0, 0.0], domain, "sharp")
+    assert "whole boundary" in found.notes[-1]
+    assert found.interval[0] < exact.value < found.interval[1]
+    # Negative control: a Gaussian around each exit point counts a flat boundary many times.
+    from batchwell.exits.channels import channels
+    from batchwell.exits.sharp import kramers
+
+    h, origin = hamiltonian(flow), np.zeros(2)
+    logs = [-kramers(h, origin, w, domain) for w in channels(flow, origin, domain)]
+    apart = -np.logaddexp.reduce(logs) - math.log(0.08 * exact.value)
+    assert abs(apart) > 2 * abs(math.log(found.value / exact.value))
+
+
+def test_a_fan_is_refused_where_it_does_not_cover_the_boundary():
+    from batchwell.exits.fan import fan
+
+    h = hamiltonian(diffusion_approximation(SGD(additive(lambda x: x @ x / 2, dim=2), 0.1)))
+    assert fan(h, np.zeros(2), half_space([1.0, 0.0], 1.0), 1.0) is None
+    stiff = additive(lambda x: x[0] ** 2 / 2 + 20 * x[1] ** 2, dim=2)
+    h = hamiltonian(diffusion_approximation(SGD(stiff, 0.01)))
+    assert fan(h, np.zeros(2), ball([0.0, 0.0], 1.0), 1.0) is None

@@ -24,7 +24,7 @@ from ..action.instanton import fejer
 from ..errors import RunError
 
 # Nodes of the overshoot's integral: smooth and even, so the midpoint rule does.
-NODES = 4096
+NODES, FEW_NODES = 4096, 256
 
 
 def inverse_covariance(h: Hamiltonian, x: np.ndarray) -> np.ndarray:
@@ -174,10 +174,27 @@ def log_overshoot(h: Hamiltonian, x: np.ndarray, theta: np.ndarray, ratio: float
     m the mean tilted step (Siegmund (1985), eq. 8.44 and 8.50, by Parseval's formula). It tends to 1
     for small steps.
     """
-    at, tilt = jnp.asarray(x), jnp.asarray(theta)
-    pace = ratio * float(tilt @ jax.grad(h.value, argnums=1)(at, tilt))
-    w = np.tan((np.arange(NODES) + 0.5) / NODES * math.pi / 2)
-    local = h.local(at)
-    logs = jax.vmap(lambda v: h.cumulant(local, tilt * (0.5 + 0.5j * v)))(jnp.asarray(w))
-    gap = np.abs(1 - np.exp(ratio * np.asarray(logs)))
-    return float(np.mean(np.log(gap))) - math.log(pace)
+    return float(_overshoot(h, NODES)(jnp.asarray(x), jnp.asarray(theta), ratio))
+
+
+def log_overshoots(
+    h: Hamiltonian, points: np.ndarray, thetas: np.ndarray, ratio: float
+) -> np.ndarray:
+    """`log_overshoot` at many points (n, d), to three digits."""
+    one = _overshoot(h, FEW_NODES)
+    pairs = zip(points, thetas, strict=True)
+    return np.array([float(one(jnp.asarray(x), jnp.asarray(p), ratio)) for x, p in pairs])
+
+
+@lru_cache(maxsize=32)
+def _overshoot(h: Hamiltonian, nodes: int) -> Any:
+    w = np.tan((np.arange(nodes) + 0.5) / nodes * math.pi / 2)
+
+    @jax.jit
+    def one(x: Any, theta: Any, ratio: Any) -> Any:
+        pace = ratio * (theta @ jax.grad(h.value, argnums=1)(x, theta))
+        local = h.local(x)
+        logs = jax.vmap(lambda v: h.cumulant(local, theta * (0.5 + 0.5j * v)))(jnp.asarray(w))
+        return jnp.mean(jnp.log(jnp.abs(1 - jnp.exp(ratio * logs)))) - jnp.log(pace)
+
+    return one

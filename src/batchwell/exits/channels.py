@@ -52,14 +52,14 @@ def channels(
         No way out was found.
     """
     known_options(options, instantons)
-    cold = _at_unit_temperature(process)
+    cold = at_unit_temperature(process)
     eps = temperature_of(process)
     asked = tuple(sorted(options.items()))
     found = _channels(cold, tuple(minimum.tolist()), domain, asked)
     return [replace(w, path=replace(w.path, exponent=w.path.action / eps)) for w in found]
 
 
-def _at_unit_temperature(process: Process) -> Process:
+def at_unit_temperature(process: Process) -> Process:
     """The process at learning rate 1 and batch size 1, where its action is the same."""
     if isinstance(process, SGD):
         if process.sampling != "with_replacement":

@@ -295,7 +295,7 @@ def rate_to_time(rates: np.ndarray, how: str) -> Estimate:
     --------
     >>> out = rate_to_time(np.array([0.9, 1.0, 1.1, 1.0]) / 50, "an example")
     >>> round(out.value, 6), round(out.stderr, 2)
-    (50.0, 2.06)
+    (50.0, 2.05)
     """
     from scipy.stats import t as student
 
