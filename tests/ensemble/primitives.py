@@ -94,6 +94,11 @@ CASES = {
                                  for f in (jnp.bitwise_and, jnp.bitwise_or, jnp.bitwise_xor)]) * 1.0,
     "shifts": lambda x: jnp.stack([~jnp.floor(x * 9).astype(int), jnp.floor(x * 9).astype(int) << 3,
                                    jnp.floor(x * 90).astype(int) >> 2]).ravel() * 1.0,
+    "search": lambda x: jnp.stack([
+        jnp.searchsorted(jnp.array([-1.0, 0.0, 1.0]), x[0], side="left") * x[1],
+        jnp.searchsorted(jnp.array([-1.0, 0.0, 1.0]), x[0], side="right") * x[2],
+        jnp.interp(x[3], jnp.array([-1.0, 0.0, 2.0]), jnp.array([1.0, -1.0, 0.5])),
+    ]),
     "sort": lambda x: jnp.concatenate([jnp.sort(x), jnp.argsort(-x) * 1.0, jnp.median(x)[None]]),
     "sort a table": lambda x: jnp.sort(jnp.stack([x, -x, x[::-1]]), axis=0).ravel(),
     "derivative of a sort": lambda x: jax.grad(lambda y: jnp.sort(y) @ jnp.arange(4.0) ** 2)(x + 1e-3 * jnp.arange(4)),

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from batchwell import SGD, InputError, additive, ball, finite_sum, sampled
+from batchwell import SGD, InputError, additive, ball, box, finite_sum, sampled
+from batchwell.ensemble import first_exits
 from batchwell.law import (
     exit_position,
     exit_time,
@@ -148,3 +149,26 @@ def test_a_dense_chain_stays_within_the_memory_that_was_predicted():
     tracemalloc.stop()
     assert op.size > 1000
     assert 2.5 * 8 * op.size**2 < peak < 8 * COPIES * op.size**2
+
+
+def test_sides_that_finite_data_leave_a_box_through():
+    """Against 40000 paths; beyond a corner a side of x1 counts. 6e-5 for each of four."""
+    rows = np.random.default_rng(2).normal(size=(5, 2))
+    loss = finite_sum(
+        lambda x, z: jnp.sum(jnp.cos(x + z)) / 2 + x @ x / 4 + 0.3 * x[0] * x[1], rows, 2
+    )
+    sgd, low, high = SGD(loss, 0.5), np.array([-0.6, -0.7]), np.array([0.7, 0.5])
+    chances = exit_position(transfer_operator(sgd, (low, high)), [0.1, -0.1])
+    seen = first_exits(sgd, [0.1, -0.1], box(low, high), 10000, 40000, seed=3).points
+    level = (seen[:, 1] > low[1]) & (seen[:, 1] < high[1])
+    shares = {
+        "x0 lower": level & (seen[:, 0] <= low[0]), "x0 upper": level & (seen[:, 0] >= high[0]),
+        "x1 lower": seen[:, 1] <= low[1], "x1 upper": seen[:, 1] >= high[1],
+    }  # fmt: skip
+    assert set(chances) == set(shares)
+    assert sum(c.value for c in chances.values()) == pytest.approx(1, abs=1e-9)
+    for name, share in shares.items():
+        answer = chances[name]
+        assert abs(answer.value - share.mean()) < 4 * share.std() / 200 + answer.stderr
+    swapped = chances["x1 lower"].value - shares["x1 upper"].mean()
+    assert not abs(swapped) < 4 * shares["x1 upper"].std() / 200 + chances["x1 lower"].stderr

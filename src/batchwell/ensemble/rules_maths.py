@@ -35,6 +35,19 @@ RULES.update({name: _compare(name) for name in COMPARE})
 RULES.update({name: _logic(name) for name in LOGIC})
 
 
+@rule("lt_to", "le_to")
+def _in_total_order(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
+    """As < and <=, but -0 comes before 0: searches in sorted tables compare so."""
+    op = e.primitive.name[:2]
+
+    def one(x: Scalar, y: Scalar) -> Scalar:
+        zeros = g.logic("and", g.compare("eq", x, 0.0), g.compare("eq", y, 0.0))
+        signed = g.compare(op, g.div(1.0, x), g.div(1.0, y))
+        return g.select(zeros, signed, g.compare(op, x, y))
+
+    return [each(one if not is_integer(e) else lambda x, y: g.compare(op, x, y), *a)]
+
+
 @rule("add", "add_any")
 def _add(g: Graph, e: Any, a: list[Nodes]) -> list[Nodes]:
     return [each(g.add, *a)]

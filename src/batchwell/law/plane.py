@@ -43,6 +43,7 @@ DEGREE = 27
 COARSE_DEGREE = 21
 # Gauss nodes per noise in expectations of smooth functions.
 RULE, COARSE_RULE = 10, 8
+# What leaves beyond a corner has left through a side of x1.
 SIDES = ("x0 lower", "x0 upper", "x1 lower", "x1 upper")
 
 
@@ -60,7 +61,7 @@ def plane_operator(
     if method == "spectral":
         require(is_box, "place", domain.name, "must be a box for method 'spectral'")
         return _spectral(step, bounds, nodes)
-    return _hat(step, domain, bounds, nodes)
+    return _hat(step, domain, bounds, is_box, nodes)
 
 
 def _with_density(
@@ -295,16 +296,31 @@ def _in_strips(row: Rows, x: Floats) -> tuple[Floats, Floats]:
 # ---------------------------------------------------------------------- hat
 
 
-def _hat(step: AtomKernel, domain: Domain, bounds: Floats, nodes: int | None) -> Operator:
+def _beyond(to: Floats, bounds: Floats) -> NDArray[np.bool_]:
+    """Through which of the `SIDES` each of the points to (m, k, 2) has left: (m, 4, k)."""
+    below, above = to <= bounds[0], to >= bounds[1]
+    level = ~(below | above)[:, :, 1]
+    sides = below[:, :, 0] & level, above[:, :, 0] & level, below[:, :, 1], above[:, :, 1]
+    return np.stack(sides, axis=1)
+
+
+def _hat(
+    step: AtomKernel, domain: Domain, bounds: Floats, is_box: bool, nodes: int | None
+) -> Operator:
     count = HAT_NODES if nodes is None else whole("nodes", nodes, 8)
     fine = 2 * (count // 2)
     check_memory("nodes", count, (fine + 1) ** 2)
-    coarse = _hat_on(step, domain, bounds, fine // 2, None)
-    return _hat_on(step, domain, bounds, fine, coarse)
+    coarse = _hat_on(step, domain, bounds, is_box, fine // 2, None)
+    return _hat_on(step, domain, bounds, is_box, fine, coarse)
 
 
 def _hat_on(
-    step: AtomKernel, domain: Domain, bounds: Floats, count: int, coarse: Operator | None
+    step: AtomKernel,
+    domain: Domain,
+    bounds: Floats,
+    is_box: bool,
+    count: int,
+    coarse: Operator | None,
 ) -> Operator:
     axes = [np.linspace(a, b, count + 1) for a, b in bounds.T]
     x = np.stack([g.ravel() for g in np.meshgrid(*axes, indexing="ij")], axis=1)
@@ -325,9 +341,8 @@ def _hat_on(
             part = mass * np.abs(1 - i - share[:, :, 0]) * np.abs(1 - j - share[:, :, 1])
             flat = start + (cell[:, :, 0] + i) * (count + 1) + cell[:, :, 1] + j
             rates += np.bincount(flat.ravel(), part.ravel(), len(rates))
-        return rates.reshape(len(points), n), (np.where(inside, 0.0, chances)).sum(
-            axis=1, keepdims=True
-        )
+        exits = (_beyond(to, bounds) if is_box else ~inside[:, None, :]) @ chances
+        return rates.reshape(len(points), n), exits
 
     rates, exits = row(x)
     keep = _used(rates, domain, x)
@@ -342,7 +357,7 @@ def _hat_on(
         np.full(len(keep), float(np.prod(h))),
         rates[np.ix_(keep, keep)],
         exits[keep],
-        ("boundary",),
+        SIDES if is_box else ("boundary",),
         kept_row,
         order=2,
         coarse=coarse,

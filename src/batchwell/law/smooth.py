@@ -27,6 +27,7 @@ Floats = NDArray[np.float64]
 
 DEGREES = {1: (72, 96, 128, 176, 240), 2: (20, 25, 30)}
 TOLERANCE = 1e-12
+ROUNDED = 1e-9  # changes below this may grow again by rounding
 
 
 def smooth_expectation(
@@ -71,21 +72,34 @@ def smooth_expectation(
     inside = bool(np.all(bounds[0] < x) and np.all(x < bounds[1]))
     require(inside, "start", x, "must lie inside the box")
     time = steps * diffusion.learning_rate
-    best, error, used = np.nan, np.inf, 0
+    best, changes, used = np.nan, [np.inf], 0
     for degree in DEGREES[d]:
         value = _collocate(diffusion, bounds, phi, x, time, degree)
-        change = abs(value - best) if np.isfinite(best) else np.inf
-        if np.isfinite(best) and change > error:  # rounding: no more to be gained
-            break
-        best, error, used = value, change, degree
+        change = abs(value - best) if used else np.inf
+        if change > changes[-1] and changes[-1] <= ROUNDED * (1 + abs(best)):
+            break  # rounding: no more to be gained
+        best, used = value, degree
+        changes.append(change)
         if change <= TOLERANCE * (1 + abs(value)):
             break
+    error = _left_open(changes, TOLERANCE * (1 + abs(best)))
     return deterministic(
         best,
         float(error) + 1e-13 * (1 + abs(best)),
         "1",
         f"backward Kolmogorov equation, Chebyshev collocation, degree {used}",
     )
+
+
+def _left_open(changes: list[float], settled: float) -> float:
+    """Error of the last value, from the changes of degree to degree.
+
+    One small change may be chance where they do not fall steadily: the one before it counts too.
+    """
+    before, last = changes[-2:]
+    if last <= settled or not np.isfinite(before):
+        return last
+    return max(last, float(np.sqrt(last * before)))
 
 
 def _chebyshev(n: int) -> tuple[Floats, Floats]:
