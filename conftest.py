@@ -20,10 +20,9 @@ def pytest_configure(config: pytest.Config) -> None:
     Half of the tests' time is XLA's, most of it for the same small programs. What it makes is
     thrown away at the end of the run: the next may be on another processor.
     """
-    if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    shared = tempfile.mkdtemp(prefix="batchwell-tests-")
-    config.add_cleanup(lambda: shutil.rmtree(shared, ignore_errors=True))
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = shared
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a worker has its parent's
+        shared = tempfile.mkdtemp(prefix="batchwell-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(shared, ignore_errors=True))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = shared

@@ -226,18 +226,29 @@ def _gain(x: Array, noise: Array, spread: Array, at: Any) -> Array:
 Walk = Callable[[np.random.Generator, int], tuple[Floats, Floats]]
 
 
-def _walks(sgd: SGD, flow: Diffusion, phi: Phi, start: Floats, steps: int) -> Walk:
-    """``walk(rng, level)``: controlled phi of the upper and of the lower process, (CHUNK,) each."""
-    loss, eta = sgd.loss, sgd.learning_rate
-    gaussian = loss.noise is not None and loss.noise.name == "gaussian"
+def _steps(sgd: SGD, flow: Diffusion) -> tuple[Step, Step]:
+    """``step(x, noise, h)`` of SGD and of its diffusion."""
 
     def chain(x: Array, noise: Array, h: Any) -> Array:
-        return x - h * loss.gradient(x) + noise
+        return x - h * sgd.loss.gradient(x) + noise
 
     def heun(y: Array, noise: Array, h: Any) -> Array:
         # Heun in the drift, Ito in the noise: weak order 2 for additive noise.
         b = flow.drift(y)
         return y + 0.5 * h * (b + flow.drift(y + h * b + noise)) + noise
+
+    return chain, heun
+
+
+def _couplings(sgd: SGD, flow: Diffusion) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """One step of SGD of two processes by the same noise, each with its martingale.
+
+    ``f(upper, lower, increments, batch, tables above, tables below)``: SGD over the diffusion, then
+    the diffusion at two fine steps over one coarse.
+    """
+    loss, eta = sgd.loss, sgd.learning_rate
+    gaussian = loss.noise is not None and loss.noise.name == "gaussian"
+    chain, heun = _steps(sgd, flow)
 
     def chain_step(state: Any, batch: Array, dw: Array, at: Any) -> Any:
         x, m = state
@@ -268,8 +279,15 @@ def _walks(sgd: SGD, flow: Diffusion, phi: Phi, start: Floats, steps: int) -> Wa
         halves = dw.reshape(len(dw) // 2, 2, -1).sum(axis=1)
         return substeps(upper, dw, above), substeps(lower, halves, below)
 
-    advance = [jax.jit(jax.vmap(f, in_axes=(0, 0, 0, 0, None, None))) for f in (first, later)]
-    values = jax.jit(jax.vmap(phi))
+    return first, later
+
+
+def _controls(
+    sgd: SGD, flow: Diffusion, phi: Phi, start: Floats, steps: int
+) -> Callable[[int], _Control]:
+    """``control(level)``: of SGD (level -1), or of the diffusion at 2^level steps per step of SGD."""
+    eta = sgd.learning_rate
+    chain, heun = _steps(sgd, flow)
     end = jax.jit(lambda x: (jax.grad(phi)(x), jax.hessian(phi)(x)))
     maps = (
         _pictures(chain, lambda x, h: h**2 * sgd.noise_covariance(x)),
@@ -278,10 +296,19 @@ def _walks(sgd: SGD, flow: Diffusion, phi: Phi, start: Floats, steps: int) -> Wa
 
     @cache
     def control(level: int) -> _Control:
-        """Of SGD (level -1), or of the diffusion at 2^level steps per step of SGD."""
         if level < 0:
             return _control(maps[0], end, start, steps, eta)
         return _control(maps[1], end, start, steps * 2**level, eta / 2**level)
+
+    return control
+
+
+def _walks(sgd: SGD, flow: Diffusion, phi: Phi, start: Floats, steps: int) -> Walk:
+    """``walk(rng, level)``: controlled phi of the upper and of the lower process, (CHUNK,) each."""
+    over = (0, 0, 0, 0, None, None)
+    advance = [jax.jit(jax.vmap(f, in_axes=over)) for f in _couplings(sgd, flow)]
+    values = jax.jit(jax.vmap(phi))
+    control = _controls(sgd, flow, phi, start, steps)
 
     def walk(rng: np.random.Generator, level: int) -> tuple[Floats, Floats]:
         first = np.broadcast_to(start, (2 * CHUNK, len(start))), np.zeros(2 * CHUNK)
@@ -290,7 +317,9 @@ def _walks(sgd: SGD, flow: Diffusion, phi: Phi, start: Floats, steps: int) -> Wa
         above, below = control(level if level else -1), control(max(level - 1, 0))
         half = max(fine // 2, 1)
         for k in range(steps):
-            draws = math.sqrt(eta / fine) * rng.standard_normal((CHUNK, fine, flow.noise_dim))
+            draws = math.sqrt(sgd.learning_rate / fine) * rng.standard_normal(
+                (CHUNK, fine, flow.noise_dim)
+            )
             batch = _draw_batches(sgd, rng, 2 * CHUNK) if level == 0 else empty
             upper, lower = advance[level > 0](
                 upper,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from ...landscape import Minimum, Saddle
 from ...metastable import Stage
 from .. import wording
 from ..document import Document, Section, Table, pairs
@@ -224,8 +227,7 @@ def _tree_section(result: LandscapeResult) -> Section:
     key, title = "tree", "Minima and the passes between them"
     if result.landscape is None:
         return Section(key, title, absent=ABSENT)
-    minima, saddles = result.landscape.minima, result.saddles
-    joins = [s for s in saddles if s.joins]
+    minima = result.landscape.minima
     found = sum(m.starts > 0 for m in minima)
     lead = (
         f"{wording.counted(found, 'minimum', 'minima')} reached by random starts, "
@@ -233,6 +235,17 @@ def _tree_section(result: LandscapeResult) -> Section:
         "down, found by strings over borders that SGD crossed and between near minima, polished "
         "by Newton's method and verified by descending on both sides."
     )
+    return Section(
+        key,
+        title,
+        lead,
+        ("string-method", "eigenvector-following", "becker-karplus"),
+        figures.tree_figure(result),
+        long_tables=(_minima_table(result, minima), _passes_table(minima, result.saddles)),
+    )
+
+
+def _minima_table(result: LandscapeResult, minima: Sequence[Minimum]) -> Table:
     tree = result.tree
     rows = tuple(
         (
@@ -246,8 +259,15 @@ def _tree_section(result: LandscapeResult) -> Section:
         )
         for k, m in enumerate(minima)
     )
+    climb = "least climb to a lower one"
+    heads = ("minimum", "loss", "λmax", "trace", "alignment", "starts", climb)
+    return Table("Minima, from the flattest to the sharpest", heads, rows)
+
+
+def _passes_table(minima: Sequence[Minimum], saddles: Sequence[Saddle]) -> Table:
     names = {-1: "not listed", -2: "nowhere"}
-    ends = [
+    joins = [s for s in saddles if s.joins]
+    rows = tuple(
         (
             s.label,
             *(names.get(e) or minima[e].label for e in s.ends),
@@ -255,36 +275,9 @@ def _tree_section(result: LandscapeResult) -> Section:
             wording.number(float(s.eigenvalues[0]), 3),
         )
         for s in joins[: 2 * MOST_ROWS]
-    ]
-    tables = (
-        Table(
-            "Minima, from the flattest to the sharpest",
-            (
-                "minimum",
-                "loss",
-                "λmax",
-                "trace",
-                "alignment",
-                "starts",
-                "least climb to a lower one",
-            ),
-            rows,
-        ),
-        Table(
-            "Passes between two listed minima, from the lowest on",
-            ("pass", "from", "to", "loss", "negative eigenvalue"),
-            tuple(ends),
-            3,
-        ),
     )
-    return Section(
-        key,
-        title,
-        lead,
-        ("string-method", "eigenvector-following", "becker-karplus"),
-        figures.tree_figure(result),
-        long_tables=tables,
-    )
+    heads = ("pass", "from", "to", "loss", "negative eigenvalue")
+    return Table("Passes between two listed minima, from the lowest on", heads, rows, 3)
 
 
 def _generalisation_section(result: LandscapeResult) -> list[Section]:
