@@ -214,8 +214,10 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
         "--set=learning_rates=[0.1]",
         "--set=diffusion_orders=[1]",
     ]
+    # Whoever runs the tests in the background has SIGINT ignored, which processes inherit.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     running = subprocess.Popen(
-        [sys.executable, "-m", "batchwell", *words],
+        [sys.executable, "-c", f"{heard}; from batchwell.cli import main; main()", *words],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

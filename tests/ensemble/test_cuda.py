@@ -7,6 +7,7 @@ import ctypes
 import dataclasses
 import importlib
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -173,6 +174,15 @@ def test_a_wrong_thread_number_is_noticed(stand_in, monkeypatch):
 
 
 # -- the way to a device and back -------------------------------------------------------------
+@pytest.fixture
+def heard():
+    """Ctrl-C is heard: tests run in the background inherit that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_nothing_is_left_on_the_device_after_an_interruption(stand_in):
     stand_in.library.interrupt_after(3)
     with pytest.raises(KeyboardInterrupt):
