@@ -46,7 +46,9 @@ def _compiled(method: Method) -> Method:
                 return method(replace(self, nodes=nodes, weights=weights), *at)
 
             self._programs[method.__name__] = jax.jit(program)
-        return self._programs[method.__name__](self.nodes, self.weights, *at)
+        # Before the program sees it: inside, float32 from NumPy would count as chosen.
+        x, *rest = at
+        return self._programs[method.__name__](self.nodes, self.weights, _real(x), *rest)
 
     return cast(Method, call)
 
@@ -129,7 +131,8 @@ class StochasticLoss:
     @_compiled
     def hessian_vector(self, x: Array, v: Array) -> Array:
         """Hessian of F at x times v, both (d,): shape (d,); no matrix is formed."""
-        return jax.jvp(self.gradient, (_real(x),), (_real(v),))[1]
+        x = _real(x)
+        return jax.jvp(self.gradient, (x,), (jnp.asarray(v, dtype=x.dtype),))[1]
 
     @_compiled
     def example_gradient(self, x: Array, z: Any) -> Array:

@@ -83,7 +83,7 @@ def sharp(process: Process, start: ArrayLike, domain: Domain, **options: Any) ->
     >>> from batchwell import ball
     >>> coins = SGD(additive(lambda x: x @ x / 2, "rademacher"), 0.1)
     >>> round(sharp(coins, [0.0], ball([0.0], 0.8)).value, -2)
-    30900.0
+    30400.0
     """
     check_level(domain)
     minimum = attractor(process, start, domain)
