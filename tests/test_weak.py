@@ -170,7 +170,7 @@ def gaussian_on(points, law):
     return np.exp(-power / 2) / np.sqrt(np.linalg.det(2 * np.pi * law.covariance))
 
 
-@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("dim", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_snapshots_of_a_parabola_are_the_exact_gaussians(dim):
     curve, noise = np.array([[2.0, 0.5], [0.5, 1.0]]), np.array([[1.0, 0.0], [-0.4, 0.58]])
     curve, noise = curve[:dim, :dim], noise[:dim, :dim]
@@ -220,6 +220,7 @@ def test_refusals():
         snapshots(SGD(squares, 0.1), 0.5, [2])
 
 
+@pytest.mark.slow
 def test_martingale_controls_resolve_small_differences():
     """T2 by simulation: noise that no Gaussian can be coupled to."""
     out = weak_errors(

@@ -49,6 +49,7 @@ def test_two_dimensions_agree_with_the_stationary_covariance():
     assert chain_action(sgd, [0.0, 0.0], x).exponent == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_shift_of_the_exponent_in_a_double_well():
     # W = 2 Delta f - (eta^2/3) int f' f''^2 dx on [-1, 0] for f = (x^2 - 1)^2 / 4, to O(eta^3).
     # f' f''^2 = (x^3 - x)(3x^2 - 1)^2, whose integral over [-1, 0] is 1/8.
@@ -95,6 +96,7 @@ def test_the_cheapest_way_over_an_edge_of_a_linear_chain():
     assert np.abs(limit.end - found.end).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_edge_of_a_curved_domain_beats_its_neighbours():
     loss = additive(lambda x: x[0] ** 2 / 2 + 0.3 * x[1] ** 2 + 0.2 * x[0] ** 2 * x[1], dim=2)
     sgd = SGD(loss, 0.15)

@@ -155,7 +155,7 @@ def test_the_string_is_a_second_route(beta):
 TURNING = [[[-1.0, 10.0], [-10.0, -1.0]], [[-1.0, 3.0], [-2.0, -0.5]]]
 
 
-@pytest.mark.parametrize("drift", TURNING)
+@pytest.mark.parametrize("drift", [TURNING[0], pytest.param(TURNING[1], marks=pytest.mark.slow)])
 def test_a_spiral_out_of_a_rotating_minimum(drift):
     # Linear drift: V = x C^-1 x / 2, A C + C A' + Sigma = 0.
     a, root = np.array(drift), np.linalg.cholesky(np.array([[1.0, 0.3], [0.3, 0.5]]))

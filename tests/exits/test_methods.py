@@ -133,6 +133,7 @@ def test_a_score_with_ties_costs_no_bias():
     assert abs(out.value - 559.87408) < 4 * out.stderr
 
 
+@pytest.mark.slow
 def test_a_chance_of_1e_minus_20_to_five_percent():
     # Exact: the chain's own law, 4.6e21 steps.
     sgd = SGD(additive(lambda x: x @ x / 2), 0.0205)

@@ -163,9 +163,16 @@ def test_the_next_order_of_the_shift_is_in_the_interval():
     assert found.interval[0] < exact < found.interval[1]
 
 
-@pytest.mark.parametrize("offset", [-0.2, 0.0, 0.05, 0.12, 0.3])
-@pytest.mark.parametrize("chain", [False, True])
-def test_a_boundary_near_the_saddle_is_seen(offset, chain):
+BESIDE = [(False, -0.2), (False, 0.12), (True, 0.05), (True, 0.3)]
+FURTHER = [
+    (c, y) for c in (False, True) for y in (-0.2, 0.0, 0.05, 0.12, 0.3) if (c, y) not in BESIDE
+]
+
+
+@pytest.mark.parametrize(
+    ("chain", "offset"), [*BESIDE, *(pytest.param(*p, marks=pytest.mark.slow) for p in FURTHER)]
+)
+def test_a_boundary_near_the_saddle_is_seen(chain, offset):
     """The tilted well's saddle lies at 0.0807: boundaries in front of it, at it and behind it."""
     found = problem("tilted-well")
     sgd = SGD(found.loss, 0.025)
@@ -239,6 +246,7 @@ def test_flux_over_a_flat_boundary_is_summed_over_all_of_it(dim):
     assert off[1] / off[0] == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.slow
 def test_flux_over_an_uneven_boundary_and_its_control():
     loss = additive(lambda x: x @ x / 2 + 0.15 * x[0] ** 2 + 0.1 * x[0] ** 3, dim=2)
     flow, domain = diffusion_approximation(SGD(loss, 0.08)), ball([0.0, 0.0], 1.0)

@@ -284,7 +284,10 @@ def test_the_script_computes_what_the_library_does(tmp_path):
     [
         (["nonsense"], "problem = 'nonsense': must be one of"),
         (["two-basins", "--batch-size", "4"], "must name at least two batch sizes"),
-        (["two-basins", "--batch-size", "1.5,2"], "--batch-size = '1.5': must be whole numbers from 1"),
+        (
+            ["two-basins", "--batch-size", "1.5,2"],
+            "--batch-size = '1.5': must be whole numbers from 1",
+        ),
         (["two-basins", "--learning-rate", "-1"], "learning_rate = -1.0: must be a positive"),
         (["two-basins", "--budget", "2"], "budget = 2: must be a whole number, at least 4"),
         (["maier-stein"], "has no loss"),
